@@ -1,0 +1,126 @@
+"""A hospital's Flower app: three actions, and nothing of a failure leaves but its code.
+
+The same app runs in process, in Ray's workers and in a deployed node; only ``resolve``
+differs. The plan and the evaluation settings are the hospital's own copies: a message can
+name a plan by its digest, but cannot change one.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from synth_common import messages
+from synth_common.errors import SynthwardError
+from synth_common.flower import (
+    ClientApp,
+    ConfigRecord,
+    Context,
+    Message,
+    RecordDict,
+    arrays_of,
+    state_of,
+)
+
+if TYPE_CHECKING:
+    from synth_client.evaluate import SiteEvaluation
+    from synth_client.site import Site
+    from synth_common.plan import Plan
+
+
+@dataclass(frozen=True)
+class SiteApp:
+    """What one node needs to play a site.
+
+    Attributes:
+        resolve: Finds this node's site from Flower's context.
+        plan: The plan this site approved.
+        evaluation: How this site judges the final generator.
+        threads: Processor threads of this process, or None to leave them. Float sums
+            depend on it, so a simulation sets it for equal results on every engine.
+    """
+
+    resolve: Callable[[Context], Site]
+    plan: Plan
+    evaluation: SiteEvaluation
+    threads: int | None = None
+
+    def query(self, message: Message, context: Context) -> Message:
+        """Answer with the site's public name."""
+        return self._answer(message, context, lambda site: _acknowledgement({"site": site.name}))
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Train one round; answer with what passed the egress gate."""
+        return self._answer(message, context, lambda site: self._train(message, site))
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Judge the final generator on the site's own data; answer with the header alone."""
+        return self._answer(message, context, lambda site: self._evaluate(message, site))
+
+    def _answer(
+        self, message: Message, context: Context, work: Callable[[Site], RecordDict]
+    ) -> Message:
+        site = None
+        try:
+            if self.threads is not None:
+                import torch
+
+                torch.set_num_threads(self.threads)
+            site = self.resolve(context)
+            return Message(work(site), reply_to=message)
+        except Exception as err:  # whatever it is, its text must stay here
+            if site is not None:
+                _note(site, err)
+            return messages.error_reply(message, err)
+
+    def _train(self, message: Message, site: Site) -> RecordDict:
+        from synth_client.round import RoundRequest, train_round
+
+        header = messages.header_of(message)
+        state = state_of(messages.arrays_in(message))
+        outgoing = train_round(
+            site,
+            self.plan,
+            RoundRequest(header.run_id, header.round, header.plan_digest, state),
+        )
+        return messages.reply(header, arrays_of(outgoing.tensors), outgoing.values)
+
+    def _evaluate(self, message: Message, site: Site) -> RecordDict:
+        from synth_client.evaluate import evaluate_site
+
+        header = messages.header_of(message)
+        state = state_of(messages.arrays_in(message))
+        evaluate_site(site, self.plan, self.evaluation, state)
+        return _acknowledgement({"site": site.name, "round": header.round, "done": 1})
+
+
+def _acknowledgement(values: Mapping[str, float | int | str]) -> RecordDict:
+    """Values that passed the egress gate, and no tensor."""
+    from synth_common.privacy.egress import acknowledge
+
+    return RecordDict({messages.VALUES: ConfigRecord(dict(acknowledge(values).values))})
+
+
+def _note(site: Site, err: Exception) -> None:
+    """Keep the whole story of a failure where its owner can read it."""
+    expected = isinstance(err, SynthwardError)
+    story = (
+        f"{type(err).__name__}: {err}\n" if expected else "".join(traceback.format_exception(err))
+    )
+    try:
+        with (site.directory / "errors.log").open("a", encoding="utf-8") as handle:
+            handle.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {story}")
+    except OSError:
+        return  # a full disk must not hide the error that is being answered
+
+
+def make_client_app(app: SiteApp) -> ClientApp:
+    """Flower's app of a site. It survives cloudpickle, as Ray needs, if ``resolve`` does."""
+    client = ClientApp()
+    client.query()(app.query)
+    client.train()(app.train)
+    client.evaluate()(app.evaluate)
+    return client

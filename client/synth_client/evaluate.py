@@ -1,0 +1,110 @@
+"""A site judges the final generator on its own patients, and keeps the figures.
+
+Nothing here is charged to a budget, so nothing here may leave: every figure goes into the
+site's own ``facts.jsonl``. The reply to the coordinator is an acknowledgement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from synth_common.evaluation.config import EvaluationConfig
+from synth_common.images.imageset import ImageSet
+from synth_common.randomness import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from synth_client.site import Site
+    from synth_common.generators import Generator
+    from synth_common.plan import Plan
+
+_BATCH = 128
+
+
+@dataclass(frozen=True)
+class SiteEvaluation:
+    """How a site judges a generator.
+
+    Attributes:
+        config: How many images, seeds and resamples.
+        seed: Root seed of samples, draws and encoders; public.
+        reference: Public images for the self-supervised encoder and as a population that
+            no site trained on; None where there are none.
+    """
+
+    config: EvaluationConfig
+    seed: int
+    reference: ImageSet | None = None
+
+
+def evaluate_site(
+    site: Site, plan: Plan, evaluation: SiteEvaluation, state: Mapping[str, Tensor]
+) -> None:
+    """Sample the generator, measure it against the site's images, record the facts locally.
+
+    Args:
+        site: Whose patients judge.
+        plan: The approved plan; says what generator ``state`` belongs to.
+        evaluation: Settings.
+        state: The final travelling tensors.
+
+    Raises:
+        CheckpointError: ``state`` does not fit the planned generator.
+        StorageError: The site's facts could not be written.
+    """
+    from synth_common.audit.membership import evaluate_membership
+    from synth_common.evaluation.suite import evaluate_fidelity, evaluate_reconstruction
+    from synth_common.generators import build_generator
+
+    generator = build_generator(plan.generator, seed=0)
+    generator.load_shared_state(state)
+    generator.eval()
+    config, seed, reference = evaluation.config, evaluation.seed, evaluation.reference
+    synthetic = sample_images(generator, balanced_labels(plan, config.synthetic_images), seed)
+    facts = evaluate_fidelity(
+        site.holdout, site.train, synthetic, reference, config, seed, site.name
+    )
+    facts += evaluate_reconstruction(generator, site.holdout, config, site.name)
+    facts += evaluate_membership(
+        site.train, site.holdout, synthetic, reference, config, seed, site.name
+    )
+    site.facts.extend(facts)
+
+
+def balanced_labels(plan: Plan, count: int) -> np.ndarray:
+    """``count`` labels, int64, the classes in turn: public, whatever a site's own mix is."""
+    return np.arange(count, dtype=np.int64) % len(plan.generator.classes)
+
+
+def sample_images(generator: Generator, labels: np.ndarray, seed: int) -> ImageSet:
+    """Synthetic images with the given labels; image i depends on its label, ``seed`` and i.
+
+    Args:
+        generator: A generator with its weights loaded.
+        labels: int64 (N,).
+        seed: Root seed; every image gets one of its own.
+
+    Returns:
+        N images in [0, 1], with masks {0, 1} (threshold 0.5) if the generator makes them.
+    """
+    import torch
+
+    plan = generator.plan
+    seeds = [derive_seed(seed, "sample", i) for i in range(len(labels))]
+    parts = [
+        generator.sample(torch.from_numpy(labels[i : i + _BATCH]), seeds[i : i + _BATCH]).numpy()
+        for i in range(0, len(labels), _BATCH)
+    ]
+    shape = (0, generator.out_channels, plan.size, plan.size)
+    drawn = np.concatenate(parts) if parts else np.zeros(shape, dtype=np.float32)
+    return ImageSet(
+        images=np.clip(drawn[:, : plan.channels], 0.0, 1.0),
+        labels=labels,
+        class_names=plan.classes,
+        masks=(drawn[:, -1] > 0.5).astype(np.uint8) if plan.with_mask else None,
+    )

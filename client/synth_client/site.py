@@ -1,0 +1,184 @@
+"""A site: one hospital's data, ledger and local records, all in one directory.
+
+::
+
+    DIRECTORY/site.json       public declarations and the operator's budget
+    DIRECTORY/data.npz        prepared images            SENSITIVE
+    DIRECTORY/ledger.sqlite   every use of the images
+    DIRECTORY/outbox/         replies that were paid for, to be sent again for free
+    DIRECTORY/facts.jsonl     local facts                SENSITIVE
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synth_common.errors import ConfigError, DataError, StorageError
+from synth_common.facts import Fact, FactLog
+from synth_common.images.imageset import ImageSet
+from synth_common.plan import Plan
+from synth_common.privacy.accounting import epsilon, merged
+from synth_common.privacy.ledger import Ledger
+
+_SOURCE = "synth_client.site.privacy_facts"
+_COLUMNS = ("patient_ids", "masks", "sites", "splits")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A hospital as its own programs see it.
+
+    Attributes:
+        name: Known to every peer.
+        directory: Where everything of the site lives.
+        train: Images the generator may learn from. SENSITIVE.
+        holdout: Images kept for evaluation, other patients. SENSITIVE.
+        nominal_patients: PUBLIC declaration of about how many training patients the
+            site has; with ``training.patients_per_step`` it gives the sample rate.
+        budget_epsilon: The most this data set may ever cost, over all runs.
+        seed: Seeds simulations; deployments draw noise from the operating system.
+    """
+
+    name: str
+    directory: Path
+    train: ImageSet
+    holdout: ImageSet
+    nominal_patients: int
+    budget_epsilon: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.nominal_patients < 1:
+            raise ConfigError(
+                f"site {self.name}: nominal_patients = {self.nominal_patients}; "
+                "declare about how many training patients the site has"
+            )
+        if not self.budget_epsilon > 0:
+            raise ConfigError(
+                f"site {self.name}: budget_epsilon = {self.budget_epsilon}: must be above 0"
+            )
+
+    @property
+    def ledger_path(self) -> Path:
+        """The site's ledger."""
+        return self.directory / "ledger.sqlite"
+
+    @property
+    def outbox(self) -> Path:
+        """Replies that were paid for."""
+        return self.directory / "outbox"
+
+    @property
+    def facts(self) -> FactLog:
+        """The site's local facts."""
+        return FactLog(self.directory / "facts.jsonl")
+
+    def sample_rate(self, plan: Plan) -> float:
+        """Probability with which each patient enters a step; public, at most 1."""
+        return min(1.0, plan.training.patients_per_step / self.nominal_patients)
+
+
+def save_site(site: Site) -> None:
+    """Write data and declarations into the site's directory, owner-readable only.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    settings = {
+        "name": site.name,
+        "nominal_patients": site.nominal_patients,
+        "budget_epsilon": str(site.budget_epsilon),
+        "seed": site.seed,
+        "class_names": list(site.train.class_names),
+    }
+    arrays = {**_arrays("train", site.train), **_arrays("holdout", site.holdout)}
+    try:
+        site.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = site.directory / "data.partial.npz"
+        np.savez(partial, **arrays)
+        partial.chmod(0o600)
+        os.replace(partial, site.directory / "data.npz")  # noqa: PTH105
+        (site.directory / "site.json").write_text(json.dumps(settings, indent=2) + "\n")
+    except OSError as err:
+        raise StorageError(f"cannot write site {site.directory}: {err.strerror}") from err
+
+
+def load_site(directory: Path) -> Site:
+    """Read what :func:`save_site` wrote.
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    try:
+        settings = json.loads((directory / "site.json").read_text())
+        with np.load(directory / "data.npz", allow_pickle=False) as arrays:
+            names = tuple(settings["class_names"])
+            train, holdout = (_image_set(arrays, part, names) for part in ("train", "holdout"))
+    except (OSError, ValueError, KeyError) as err:
+        raise DataError(f"{directory} is not a prepared site: {err}") from err
+    return Site(
+        name=settings["name"],
+        directory=directory,
+        train=train,
+        holdout=holdout,
+        nominal_patients=settings["nominal_patients"],
+        budget_epsilon=float(settings["budget_epsilon"]),
+        seed=settings["seed"],
+    )
+
+
+def _arrays(part: str, images: ImageSet) -> dict[str, Any]:
+    """The columns of a set under ``part.`` names."""
+    columns = {name: getattr(images, name) for name in ("images", "labels", *_COLUMNS)}
+    return {f"{part}.{name}": value for name, value in columns.items() if value is not None}
+
+
+def _image_set(arrays: Mapping[str, Any], part: str, class_names: tuple[str, ...]) -> ImageSet:
+    """The set stored under ``part.`` names."""
+    optional = {n: arrays[f"{part}.{n}"] for n in _COLUMNS if f"{part}.{n}" in arrays}
+    return ImageSet(arrays[f"{part}.images"], arrays[f"{part}.labels"], class_names, **optional)
+
+
+def privacy_facts(site: Site, plan: Plan) -> list[Fact]:
+    """The site's guarantee as its ledger has it: composed now, and after every round.
+
+    Raises:
+        LedgerError: The ledger does not verify.
+    """
+    with Ledger.hold(site.ledger_path) as ledger:
+        entries, head = ledger.entries(), ledger.head()
+    terms = plan.privacy
+    uses, per_round = [], {}
+    for entry in entries:
+        if entry.use is not None:
+            uses.append(entry.use)
+            per_round[entry.key.round] = epsilon(uses, terms.delta, terms.accountant)
+    last = uses[-1] if uses else None
+    whole = {
+        "epsilon": epsilon(uses, terms.delta, terms.accountant),
+        "target_epsilon": terms.epsilon,
+        "budget_epsilon": site.budget_epsilon,
+        "delta": terms.delta,
+        "noise_multiplier": last.noise_multiplier if last else None,
+        "sample_rate": last.sample_rate if last else None,
+        "steps": sum(use.steps for use in uses),
+        "accountant": terms.accountant,
+        "clip_norm": terms.clip_norm if terms.private else None,
+        "max_images_per_patient": terms.max_images_per_patient,
+        "denominator": plan.training.patients_per_step,
+        "ledger_head": head,
+        "history": [vars(use) for use in merged(uses)],
+    }
+    facts = [Fact("privacy.site", whole, "public", _SOURCE, site=site.name)]
+    facts += [
+        Fact("privacy.epsilon", value, "public", _SOURCE, site=site.name, round=number)
+        for number, value in per_round.items()
+    ]
+    return facts

@@ -1,0 +1,1 @@
+"""Attacks on released images and models, with baselines, controls and intervals."""

@@ -1,0 +1,82 @@
+"""Every error Synthward raises on purpose: one tree, one exit code per branch.
+
+A message names the parameter, the value it had and the way to fix it. A command
+turns the error into one line on stderr and the exit code of its branch; the codes
+are listed in ``docs/reference/exit-codes.md``, which a test holds to this module.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SynthwardError(Exception):
+    """Base of the tree. Its own exit code (1) means an error without a branch."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(SynthwardError):
+    """A scenario, plan or command-line value is unknown or impossible."""
+
+    exit_code = 2
+
+
+class DataError(SynthwardError):
+    """The images, labels or patient ids cannot be used as they are."""
+
+    exit_code = 3
+
+
+class PrivacyError(SynthwardError):
+    """Going on would make a privacy claim false."""
+
+    exit_code = 4
+
+
+class BudgetError(PrivacyError):
+    """The site's privacy budget does not cover what was asked."""
+
+    exit_code = 5
+
+
+class LedgerError(PrivacyError):
+    """The site's ledger is damaged, or was altered outside Synthward."""
+
+    exit_code = 6
+
+
+class LedgerHeldError(PrivacyError):
+    """Another process holds the site's ledger."""
+
+    exit_code = 7
+
+
+class FederationError(SynthwardError):
+    """A round could not be aggregated: too few usable replies."""
+
+    exit_code = 8
+
+
+class CheckpointError(SynthwardError):
+    """A checkpoint is missing, damaged or belongs to another run."""
+
+    exit_code = 9
+
+
+class StorageError(SynthwardError):
+    """A file could not be written: full disk, no permission, not a directory."""
+
+    exit_code = 10
+
+
+class TrainingError(SynthwardError):
+    """Training produced numbers that cannot be used (NaN, infinity)."""
+
+    exit_code = 11
+
+
+class Interrupted(SynthwardError):
+    """The user stopped the run (Ctrl-C); it can be resumed."""
+
+    exit_code = 130

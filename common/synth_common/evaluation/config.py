@@ -1,0 +1,37 @@
+"""Settings of the evaluation: how many images, seeds and resamples each number rests on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from synth_common.plan import StrictModel
+
+
+class EvaluationConfig(StrictModel):
+    """How thoroughly synthetic images are judged. Larger is slower and less uncertain.
+
+    Attributes:
+        synthetic_images: Synthetic images to draw for the evaluation.
+        max_images: Most images of each kind in one distance (Frechet, KID, neighbours).
+        neighbours: k of precision/recall and density/coverage.
+        diversity_pairs: Image pairs behind the MS-SSIM diversity, over all classes.
+        encoder_steps: Training steps of the self-supervised encoder (only with a reference).
+        classifier_steps: Training steps of each classifier.
+        classifier_batch: Images in one of these steps.
+        utility_seeds: Classifiers per setting (synthetic, real, both).
+        bootstrap: Resamples behind an interval.
+        attack_images_per_patient: Most images of one patient that a membership attack sees.
+    """
+
+    synthetic_images: Annotated[int, Field(ge=1)] = 512
+    max_images: Annotated[int, Field(ge=2)] = 1000
+    neighbours: Annotated[int, Field(ge=1)] = 5
+    diversity_pairs: Annotated[int, Field(ge=1)] = 200
+    encoder_steps: Annotated[int, Field(ge=1)] = 200
+    classifier_steps: Annotated[int, Field(ge=1)] = 200
+    classifier_batch: Annotated[int, Field(ge=2)] = 64
+    utility_seeds: Annotated[int, Field(ge=1)] = 3
+    bootstrap: Annotated[int, Field(ge=20)] = 500
+    attack_images_per_patient: Annotated[int, Field(ge=1)] = 4

@@ -1,0 +1,182 @@
+"""Facts: the only source of a number in a report.
+
+A fact is one measured or configured value with where it came from. Facts are
+appended to ``facts.jsonl`` as they are measured and never changed; reports are
+rendered from that file and compute nothing. The names are a closed catalogue, so
+that a misspelt fact fails when it is written and not when a board reads the report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from synth_common.errors import ConfigError, DataError, StorageError
+
+Scope = Literal["public", "released", "site-local"]
+"""Who may see a fact.
+
+``public``: holds nothing about patients (settings, noise multipliers, seconds of the
+simulator). ``released``: computed from patients through a charged mechanism, or from
+its output alone. ``site-local``: computed from patients without a charge; in a real
+federation it stays inside the hospital, and a report made of several hospitals' local
+facts exists only in a simulation, where one machine plays every hospital.
+"""
+
+CATALOGUE: Mapping[str, str] = {
+    "run.id": "Identifier of the run",
+    "run.scenario": "Scenario name",
+    "run.command": "Command line that started the run",
+    "run.seed": "Root seed of everything reproducible",
+    "run.engine": "Transport between server and sites",
+    "run.simulation": "True when one machine played every hospital",
+    "run.started": "Start, UTC",
+    "run.finished": "End, UTC",
+    "run.seconds": "Wall-clock seconds by phase (detail.phase)",
+    "run.peak_memory_bytes": "Largest resident memory of the run's process",
+    "run.versions": "Versions of Python and of the libraries used",
+    "run.device": "Processor or accelerator, and threads",
+    "run.rounds": "Rounds: planned and completed, and why the run ended",
+    "run.resumed": "The run was interrupted and continued (one fact per resume)",
+    "plan.digest": "SHA-256 of the federation plan",
+    "plan.settings": "The federation plan, whole",
+    "data.source": "Where a site's images came from",
+    "data.licence": "Licence and attribution of a source, as its owner states it",
+    "data.classes": "Class names, in label order",
+    "data.intake": "Images offered, accepted and set aside with reasons; exact duplicates",
+    "data.split": "Patients and images in train and holdout",
+    "data.scanner_shift": "Simulated scanner character of a site",
+    "data.partition": "How the images were dealt to the sites",
+    "data.shape": "Size and channels after preprocessing",
+    "privacy.unit": "Whose presence the guarantee hides: patient or image",
+    "privacy.delta": "Delta of the guarantee",
+    "privacy.trust_model": "Whom a patient must trust",
+    "privacy.adjacency": "Neighbouring data sets",
+    "privacy.noise_source": "Where the noise was drawn",
+    "privacy.site": "A site's composed guarantee, from its ledger",
+    "privacy.epsilon": "Epsilon composed up to a round, by a site's ledger",
+    "training.loss": "Mean private loss of a site in a round (site-local)",
+    "training.health": "Signals of collapse, divergence, vanishing gradients (cost no privacy)",
+    "training.warning": "A health signal crossed its threshold",
+    "generator.summary": "Family, parameters, which tensors are trained privately and travel",
+    "federation.round": "A round: replies, seconds, bytes down and up",
+    "federation.failure": "A site that failed a round, with the reason code",
+    "quality.frechet": "Frechet distance between real and synthetic features",
+    "quality.kid": "Kernel inception distance (polynomial MMD) in the named feature space",
+    "quality.precision": "Share of synthetic images inside the real manifold",
+    "quality.recall": "Share of real images inside the synthetic manifold",
+    "quality.density": "Density (Naeem 2020)",
+    "quality.coverage": "Coverage (Naeem 2020)",
+    "quality.ms_ssim_diversity": "1 - mean MS-SSIM between random pairs of one class",
+    "quality.inception_score": "Inception Score with the named classifier",
+    "quality.reconstruction": "SSIM, PSNR and pixel error of reconstructions (VAE)",
+    "quality.elbo": "Reconstruction loss and KL on the holdout (VAE)",
+    "utility.classification": "Classifier trained on synthetic, real or both, tested on real",
+    "membership.attack": "A membership attack with baseline, control and intervals",
+    "samples.grid": "A sample grid (file relative to the run directory)",
+    "compare.row": "One row of a comparison of generators and budgets",
+}
+"""Fact names and what each means, one line each."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One recorded value.
+
+    Attributes:
+        name: A key of :data:`CATALOGUE`.
+        value: Anything JSON can hold. Non-finite floats are stored as the strings
+            ``"inf"``, ``"-inf"`` and ``"nan"``.
+        scope: Who may see it, see :data:`Scope`.
+        source: Dotted name of the function that measured or configured it.
+        site: The site it speaks of, or None for the whole run.
+        round: The 1-based round it belongs to, or None.
+        detail: What a reader needs to judge the value: n, encoder, interval, floor.
+        time: UTC time of recording, ISO 8601.
+    """
+
+    name: str
+    value: Any
+    scope: Scope
+    source: str
+    site: str | None = None
+    round: int | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        if self.name not in CATALOGUE:
+            raise ConfigError(
+                f"fact name {self.name!r} is not in the catalogue; "
+                "add it to synth_common.facts.CATALOGUE with its meaning"
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Make a value JSON-safe: tuples to lists, numpy scalars to Python, inf/nan to strings."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool | str | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, 0-d tensors
+        return _plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    raise ConfigError(f"a fact cannot hold a {type(value).__name__}: {value!r}")
+
+
+class FactLog:
+    """Append-only log of facts, one JSON object a line, flushed to disk at every append."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, *facts: Fact) -> None:
+        """Write facts in order. Raises StorageError when the disk refuses."""
+        lines = "".join(
+            json.dumps(_plain(vars(f)), sort_keys=True, allow_nan=False) + "\n" for f in facts
+        )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.write(lines)
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as err:
+            raise StorageError(f"cannot append facts to {self.path}: {err.strerror}") from err
+
+    def extend(self, facts: Iterable[Fact]) -> None:
+        """Append every fact of an iterable in one write."""
+        self.append(*facts)
+
+
+def read_facts(path: Path) -> Iterator[Fact]:
+    """Yield the facts of a ``facts.jsonl`` in order.
+
+    A torn last line (the process died while writing it) is skipped; a broken line
+    anywhere else raises DataError with its number.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as err:
+        raise DataError(f"cannot read facts {path}: {err.strerror}") from err
+    last = len(lines) - 1
+    for number, line in enumerate(lines):
+        if not line:
+            continue
+        try:
+            yield Fact(**json.loads(line))
+        except (json.JSONDecodeError, TypeError) as err:
+            if number == last:
+                return
+            raise DataError(f"{path} line {number + 1} is not a fact: {err}") from err

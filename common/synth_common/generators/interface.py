@@ -1,0 +1,153 @@
+"""The interface every family of generators joins.
+
+A generator is split by who meets patients. ``private_module`` is the only network whose
+parameters are trained on patients, by DP-SGD, through ``private_loss``; everything in
+``public_step`` and sampling is post-processing of what DP-SGD already released, and is
+free. A family knows no patient ids, no ledger and no network protocol: tensors in,
+tensors out.
+
+Image tensors are float32 (B, C, H, W) in [0, 1]; with ``plan.with_mask`` the mask is the
+last channel, with values {0, 1} in training and probabilities out of ``sample``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from synth_common.errors import CheckpointError
+from synth_common.plan import GeneratorPlan, TrainingPlan
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a family that can encode says of given images.
+
+    Attributes:
+        images: (B, C, H, W) reconstructions in [0, 1].
+        reconstruction_loss: (B,) nats per image.
+        kl: (B,) nats per image.
+    """
+
+    images: Tensor
+    reconstruction_loss: Tensor
+    kl: Tensor
+
+
+@dataclass(frozen=True)
+class Health:
+    """Signals of one round that cost no privacy, and what they warn of.
+
+    Attributes:
+        signals: Named numbers computed from released weights and synthetic images only.
+        warnings: One plain sentence per threshold crossed.
+    """
+
+    signals: Mapping[str, float]
+    warnings: Sequence[str]
+
+
+class Generator(nn.Module, ABC):
+    """A class-conditional image generator.
+
+    Attributes:
+        plan: What it makes (size, channels, classes, mask) and its architecture.
+    """
+
+    plan: GeneratorPlan
+
+    @property
+    def out_channels(self) -> int:
+        """Image channels plus one for the mask, if it is born with the image."""
+        return self.plan.channels + int(self.plan.with_mask)
+
+    @property
+    @abstractmethod
+    def private_module(self) -> nn.Module:
+        """The network that DP-SGD trains. No other parameter may meet a patient."""
+
+    @property
+    def private_betas(self) -> tuple[float, float]:
+        """Adam's decay rates for the private steps."""
+        return 0.9, 0.999
+
+    @abstractmethod
+    def private_loss(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """Per-example loss (B,) of real images (B, C, H, W) and labels (B,).
+
+        Example i's loss depends on example i, the parameters and ``rng`` alone: no batch
+        statistics. The loss reaches parameters of ``private_module`` only.
+        """
+
+    @property
+    def public_examples(self) -> int:
+        """How many public examples join each private step; fixed by the plan, 0 for none."""
+        return 0
+
+    def public_loss(self, rng: torch.Generator) -> Tensor:
+        """Per-example loss (public_examples,) of ``private_module`` on public values.
+
+        For families such as a GAN, whose critic also learns from fakes. Each of these
+        gradients is clipped like a patient's, apart from the patients, and their mean
+        joins the step AFTER the noise.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no public loss")
+
+    def public_step(self, step: int, rng: torch.Generator) -> None:
+        """Post-processing after private step ``step`` (0-based): EMA, a GAN's generator."""
+
+    def begin_round(self, training: TrainingPlan, kept: Mapping[str, Tensor]) -> None:
+        """Prepare ``public_step`` for a round.
+
+        ``kept`` is what :meth:`kept_state` returned at this site after the round before;
+        empty in the first.
+        """
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """What stays at the site between rounds (moments of a public optimiser)."""
+        return {}
+
+    @abstractmethod
+    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Images (N, out_channels, H, W) in [0, 1], one per label (N,) and seed.
+
+        Image i depends on ``labels[i]``, ``seeds[i]`` and the weights alone, never on
+        the rest of the batch.
+        """
+
+    def reconstruct(self, images: Tensor, labels: Tensor) -> Reconstruction | None:
+        """Reconstructions by a family that has an encoder; None for one that has not."""
+        return None
+
+    @abstractmethod
+    def health(self, images: Tensor, labels: Tensor) -> Health:
+        """Judge fresh samples (N, out_channels, H, W) and the weights; touches no patient."""
+
+    def shared_state(self) -> dict[str, Tensor]:
+        """The tensors that travel between server and sites, by name, on the CPU, detached.
+
+        All of them are public or outputs of DP-SGD. Default: every parameter and buffer.
+        """
+        return {k: v.detach().cpu().clone() for k, v in self.state_dict().items()}
+
+    def load_shared_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over travelled tensors.
+
+        Raises:
+            CheckpointError: A tensor is missing, unknown or of another shape.
+        """
+        own = self.state_dict()
+        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unknown:
+            raise CheckpointError(f"weights do not fit: missing {missing}, unknown {unknown}")
+        for name, value in state.items():
+            if value.shape != own[name].shape:
+                raise CheckpointError(
+                    f"weight {name} has shape {tuple(value.shape)}, "
+                    f"expected {tuple(own[name].shape)}"
+                )
+        self.load_state_dict(dict(state))

@@ -1,0 +1,147 @@
+"""Building blocks that are safe under DP-SGD and cheap to take per-example gradients of.
+
+Resolution changes by pixel (un)shuffle between stride-1 3x3 convolutions, so that the
+convolutions run on small grids, where per-example gradient norms are cheap. There is no
+batch normalisation anywhere and group normalisation has no weights of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PATCH = 4
+"""Pixels along one side of the square that becomes one cell of the finest grid."""
+
+
+def grids(size: int) -> list[int]:
+    """Grid sides from the finest (``size`` / 4) down to one of at most 8 cells.
+
+    >>> grids(64)
+    [16, 8]
+    """
+    sides = [size // PATCH]
+    while sides[-1] > 8 and sides[-1] % 2 == 0:
+        sides.append(sides[-1] // 2)
+    return sides
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """(B,) class numbers to (B, classes) float32."""
+    return F.one_hot(labels, classes).to(torch.float32)
+
+
+def normal_per_seed(seeds: Sequence[int], width: int) -> Tensor:
+    """Standard normal (N, width), row i drawn from seed i alone."""
+    rows = [torch.randn(width, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    return torch.stack(rows) if rows else torch.zeros(0, width)
+
+
+class Encoder(nn.Module):
+    """Image and label to a feature vector (B, features).
+
+    Args:
+        channels: Input channels (the mask included).
+        size: Pixels, a multiple of 4.
+        classes: Number of classes; the label enters at the coarsest grid.
+        width: Channels on the finest grid; doubles with each coarser one.
+        normalise: Group normalisation before each activation (leave off in a critic).
+        dropout: Share of features dropped on the coarsest grid.
+    """
+
+    def __init__(
+        self, channels: int, size: int, width: int, *, normalise: bool, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        sides = grids(size)
+        self.convolutions = nn.ModuleList()
+        incoming, outgoing = channels * PATCH**2, width
+        for _ in sides:
+            self.convolutions.append(nn.Conv2d(incoming, outgoing, 3, padding=1))
+            incoming, outgoing = outgoing * 4, outgoing * 2
+        self.mixing = nn.Conv2d(outgoing // 2, outgoing // 2, 3, padding=1)
+        self.normalise = normalise
+        self.dropout = dropout
+        self.features = (outgoing // 2) * sides[-1] ** 2
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.normalise:
+            x = F.group_norm(x, 8)
+        return F.leaky_relu(x, 0.2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, S, S) to (B, features)."""
+        x = F.pixel_unshuffle(images * 2.0 - 1.0, PATCH)
+        for level, convolution in enumerate(self.convolutions):
+            x = self._activate(convolution(x if level == 0 else F.pixel_unshuffle(x, 2)))
+        x = self._activate(self.mixing(x))
+        return F.dropout(x.flatten(1), self.dropout, self.training)
+
+
+class Decoder(nn.Module):
+    """Latent vector and label to image logits (B, C, S, S).
+
+    The label also shifts every channel of every grid, which keeps classes apart when the
+    noise of DP-SGD drowns finer signals. The logits pass a fixed binomial filter, which
+    hides the seams between neighbouring cells at no cost in parameters.
+    """
+
+    def __init__(
+        self, latent: int, classes: int, channels: int, size: int, width: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        sides = grids(size)
+        top = width * 2 ** (len(sides) - 1)
+        self.side, self.top, self.dropout = sides[-1], top, dropout
+        self.stem = nn.Linear(latent + classes, top * sides[-1] ** 2)
+        self.mixing = nn.Conv2d(top, top, 3, padding=1)
+        self.convolutions = nn.ModuleList()
+        self.shifts = nn.ModuleList([nn.Linear(classes, top, bias=False)])
+        for level in range(len(sides) - 1, 0, -1):
+            here, finer = width * 2**level, width * 2 ** (level - 1)
+            self.convolutions.append(nn.Conv2d(here, finer * 4, 3, padding=1))
+            self.shifts.append(nn.Linear(classes, finer, bias=False))
+        self.out = nn.Conv2d(width, channels * PATCH**2, 3, padding=1)
+
+    def _activate(self, x: Tensor, shift: Tensor) -> Tensor:
+        x = F.group_norm(x, 8) + shift[:, :, None, None]
+        return F.leaky_relu(x, 0.2)
+
+    def forward(self, latent: Tensor, label: Tensor) -> Tensor:
+        """(B, latent) and one-hot labels (B, classes) to logits (B, C, S, S)."""
+        x = self.stem(torch.cat([latent, label], dim=1))
+        x = F.dropout(x, self.dropout, self.training)
+        x = x.view(-1, self.top, self.side, self.side)
+        x = self._activate(self.mixing(x), self.shifts[0](label))
+        for convolution, shift in zip(self.convolutions, self.shifts[1:], strict=True):
+            x = self._activate(F.pixel_shuffle(convolution(x), 2), shift(label))
+        return _smooth(F.pixel_shuffle(self.out(x), PATCH))
+
+
+def _smooth(x: Tensor) -> Tensor:
+    """Binomial 3x3 filter [1 2 1] / 4 along both axes, borders repeated."""
+    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    x = 0.25 * (x[..., :-2] + x[..., 2:]) + 0.5 * x[..., 1:-1]
+    return 0.25 * (x[..., :-2, :] + x[..., 2:, :]) + 0.5 * x[..., 1:-1, :]
+
+
+def update_average(average: nn.Module, current: nn.Module, decay: float, step: int) -> None:
+    """Exponential moving average of parameters, warmed up so that early steps count fully."""
+    decay = min(decay, (1.0 + step) / (10.0 + step))
+    with torch.no_grad():
+        for kept, now in zip(average.parameters(), current.parameters(), strict=True):
+            kept.lerp_(now, 1.0 - decay)
+
+
+def diversity(images: Tensor, labels: Tensor) -> float:
+    """Mean distance between samples of one class, root mean square per pixel, in [0, 1]."""
+    spreads = []
+    for label in set(labels.tolist()):
+        group = images[labels == label].flatten(1)
+        if len(group) > 1:
+            spreads.append(torch.pdist(group).mean().item() / math.sqrt(group.shape[1]))
+    return sum(spreads) / len(spreads) if spreads else math.nan

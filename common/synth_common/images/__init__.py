@@ -1,0 +1,1 @@
+"""Images: sources, preprocessing, and the ImageSet they end in. Knows no privacy."""

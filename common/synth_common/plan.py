@@ -1,0 +1,174 @@
+"""The federation plan: everything a coordinator may ask of a hospital.
+
+Frozen, strict (unknown keys are refused) and validated when it is built. The plan
+holds only public values; what depends on a hospital (its data, its budget, its noise)
+is configured at the hospital. ``Plan.digest`` names a plan, so that both sides can
+check that they speak of the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from synth_common.errors import ConfigError
+
+Family = Literal["vae", "gan"]
+Unit = Literal["patient", "image"]
+TrustModel = Literal["local"]
+"""Whom a patient must trust. ``local``: only the own hospital; every update that leaves
+it already carries the noise of the stated epsilon."""
+Accountant = Literal["prv", "rdp"]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+
+
+class StrictModel(BaseModel):
+    """A frozen configuration section that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class GeneratorPlan(StrictModel):
+    """What is trained: the family, the picture it makes, and its size.
+
+    ``size`` is in pixels (square), a multiple of 4 from 28 to 128. ``with_mask`` adds
+    one output channel, so that an image and its mask are born together.
+    """
+
+    family: Family = "vae"
+    size: Annotated[int, Field(ge=28, le=128, multiple_of=4)] = 32
+    channels: Literal[1, 3] = 1
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] = ("normal", "lesion")
+    with_mask: bool = False
+    latent_dim: Annotated[int, Field(ge=1, le=512)] = 16
+    width: Annotated[int, Field(ge=8, le=512, multiple_of=8)] = 32
+    dropout: Share = 0.0
+    kl_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    fakes_per_step: Annotated[int, Field(ge=1)] = 64
+    critic_steps: Annotated[int, Field(ge=1)] = 4
+
+    @field_validator("classes")
+    @classmethod
+    def _unique(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("class names must differ")
+        return value
+
+
+class TrainingPlan(StrictModel):
+    """How long and how fast.
+
+    ``patients_per_step`` is the public denominator of every private gradient: the expected
+    number of patients in a Poisson draw, by declaration.
+    """
+
+    rounds: Annotated[int, Field(ge=1)] = 6
+    steps_per_round: Annotated[int, Field(ge=1)] = 40
+    patients_per_step: Annotated[int, Field(ge=1)] = 64
+    physical_batch: Annotated[int, Field(ge=1)] = 256
+    learning_rate: Positive = 2e-3
+    generator_learning_rate: Positive = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    ema_decay: Share = 0.98
+    draws_per_image: Annotated[int, Field(ge=1, le=64)] = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def total_steps(self) -> int:
+        """Private steps of the whole run at one site."""
+        return self.rounds * self.steps_per_round
+
+
+class PrivacyPlan(StrictModel):
+    """What is promised to a patient.
+
+    ``epsilon = inf`` trains without noise or clipping and promises nothing; it exists so
+    that the cost of privacy can be seen. ``spare_rounds`` is how many interrupted rounds
+    the noise is calibrated to bear without a change.
+    """
+
+    epsilon: Annotated[float, Field(gt=0.0)] = 8.0
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    unit: Unit = "patient"
+    max_images_per_patient: Annotated[int, Field(ge=1)] = 4
+    clip_norm: Positive = 1.0
+    accountant: Accountant = "prv"
+    trust_model: TrustModel = "local"
+    noise: Literal["secure", "simulation"] = "secure"
+    spare_rounds: Annotated[int, Field(ge=0)] = 1
+
+    @field_validator("epsilon")
+    @classmethod
+    def _number(cls, value: float) -> float:
+        if math.isnan(value):
+            raise ValueError("epsilon must be a number above 0, or inf")
+        return value
+
+    @property
+    def private(self) -> bool:
+        """False for the non-private twin (epsilon = inf)."""
+        return math.isfinite(self.epsilon)
+
+
+class FederationPlan(StrictModel):
+    """What a round needs: replies, and seconds before a silent site counts as failed."""
+
+    min_sites: Annotated[int, Field(ge=1)] = 2
+    round_timeout_s: Positive = 3600.0
+
+
+class Plan(StrictModel):
+    """The whole agreement between the coordinator and the sites."""
+
+    generator: GeneratorPlan = GeneratorPlan()
+    training: TrainingPlan = TrainingPlan()
+    privacy: PrivacyPlan = PrivacyPlan()
+    federation: FederationPlan = FederationPlan()
+
+    @model_validator(mode="after")
+    def _unit_fits(self) -> Plan:
+        if self.privacy.unit == "image" and self.privacy.max_images_per_patient != 1:
+            # One image is one unit: a cap above 1 would have no meaning.
+            fixed = self.privacy.model_copy(update={"max_images_per_patient": 1})
+            object.__setattr__(self, "privacy", fixed)
+        return self
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces."""
+        values = json.loads(self.model_dump_json())  # inf becomes a string
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def validate(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
+    """Build a configuration model; a refusal names every bad key, its value and the reason.
+
+    Raises:
+        ConfigError: With one line per problem, prefixed by ``where``.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as err:
+        problems = []
+        for item in err.errors():
+            key = ".".join(str(part) for part in item["loc"]) or "(whole)"
+            if item["type"] == "extra_forbidden":
+                problems.append(f"{key}: unknown key (value {item['input']!r})")
+            elif item["type"] == "missing":
+                problems.append(f"{key}: required, but not given")
+            else:
+                problems.append(f"{key} = {item['input']!r}: {item['msg']}")
+        raise ConfigError(f"{where}: " + "; ".join(problems)) from err

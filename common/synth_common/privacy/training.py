@@ -1,0 +1,219 @@
+"""DP-SGD over patients: the only code that lets a patient's image move a weight.
+
+Per logical step: Poisson draw of patients, at most k images each, the patient's mean
+gradient clipped to C, the sum over patients, one Gaussian noise, a public denominator.
+A step with nobody drawn still adds noise and still counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from synth_common.generators import Generator
+from synth_common.generators.optimiser_state import pack_adam, unpack_adam
+from synth_common.images.imageset import ImageSet
+from synth_common.plan import TrainingPlan
+from synth_common.privacy.gradients import ClippedSum, PatientGradients, Rows, sum_gradients
+from synth_common.privacy.optimiser import PatientOptimiser
+from synth_common.privacy.sampling import Draw, PatientSampler, physical_batches
+from synth_common.randomness import NoiseSource, derive_seed
+
+_PRIVATE, _PUBLIC = "private.", "public."
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """The settings that decide what a step costs.
+
+    Attributes:
+        noise_multiplier: Sigma; 0 only for the non-private twin.
+        sample_rate: Probability of each patient at each step.
+        clip_norm: C; ``inf`` only for the non-private twin.
+        max_images: At most this many images of one patient in a step.
+        denominator: The public constant that the noisy sum is divided by.
+    """
+
+    noise_multiplier: float
+    sample_rate: float
+    clip_norm: float
+    max_images: int
+    denominator: int
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which of the run's steps to take: ``first`` (0-based) and how many.
+
+    ``seed`` feeds the reproducible randomness of the round (reparameterisation, fakes).
+    """
+
+    first: int
+    count: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What a round leaves behind at the site.
+
+    Attributes:
+        mean_loss: Mean private loss per image over the round, or None if nobody was
+            drawn. SENSITIVE: never leaves.
+        clipped_share: Share of drawn patients whose gradient was clipped. SENSITIVE.
+        kept: Optimiser moments for the next round; functions of released noise only, but
+            they have no reason to leave.
+    """
+
+    mean_loss: float | None
+    clipped_share: float | None
+    kept: dict[str, Tensor]
+
+
+def image_tensor(images: ImageSet, with_mask: bool) -> Tensor:
+    """Images as (N, C, H, W) float32 in [0, 1], the mask as last channel if asked for."""
+    pixels = images.images
+    if with_mask and images.masks is not None:
+        pixels = np.concatenate([pixels, images.masks[:, None].astype(np.float32)], axis=1)
+    return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of a plan: ``auto`` takes a GPU where there is one."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+class PrivateTrainer:
+    """Trains one generator on one site's images.
+
+    Args:
+        generator: Holds the weights to start from; trained in place.
+        data: The site's training images. SENSITIVE.
+        mechanism: What each step does and costs.
+        training: Rates, schedule, batch sizes.
+        noise: Source of the secret draws and of the released noise.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        data: ImageSet,
+        mechanism: Mechanism,
+        training: TrainingPlan,
+        noise: NoiseSource,
+    ) -> None:
+        self._device = pick_device(training.device)
+        self._generator = generator.to(self._device).train()
+        self._images = image_tensor(data, generator.plan.with_mask)
+        self._labels = torch.from_numpy(data.labels)
+        self._mechanism, self._training = mechanism, training
+        self._sampler = PatientSampler(
+            data.units(), mechanism.sample_rate, mechanism.max_images, noise
+        )
+        self._engine = PatientGradients(generator.private_module)
+        adam = torch.optim.AdamW(
+            generator.private_module.parameters(),
+            lr=training.learning_rate,
+            betas=generator.private_betas,
+            weight_decay=training.weight_decay,
+        )
+        self._optimiser = PatientOptimiser(
+            adam,
+            noise_multiplier=mechanism.noise_multiplier,
+            clip=mechanism.clip_norm,
+            denominator=mechanism.denominator,
+            noise=noise,
+        )
+
+    def run(self, steps: Steps, kept: Mapping[str, Tensor]) -> LocalResult:
+        """Take the steps of one round.
+
+        Args:
+            steps: Which steps of the run.
+            kept: ``LocalResult.kept`` of the round before; empty to start fresh.
+
+        Raises:
+            TrainingError: A loss or gradient was not finite; nothing may be released.
+        """
+        unpack_adam(self._optimiser.original_optimizer, _under(kept, _PRIVATE))
+        self._generator.begin_round(self._training, _under(kept, _PUBLIC))
+        rng = torch.Generator().manual_seed(steps.seed)
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+        with torch.random.fork_rng():  # dropout draws on the global generator
+            torch.manual_seed(derive_seed(steps.seed, "dropout"))
+            for step in range(steps.first, steps.first + steps.count):
+                self._set_rate(step)
+                self._step(rng, losses, norms)
+                self._generator.public_step(step, rng)
+        clip = self._mechanism.clip_norm
+        return LocalResult(
+            mean_loss=torch.cat(losses).mean().item() if losses else None,
+            clipped_share=(torch.cat(norms) > clip).float().mean().item() if norms else None,
+            kept={
+                **_prefixed(pack_adam(self._optimiser.original_optimizer), _PRIVATE),
+                **_prefixed(self._generator.kept_state(), _PUBLIC),
+            },
+        )
+
+    def _step(self, rng: torch.Generator, losses: list[Tensor], norms: list[Tensor]) -> None:
+        """One logical step: however many physical batches, one noise addition."""
+        draws = self._training.draws_per_image
+        batches = physical_batches(
+            self._sampler.draw(), max(1, self._training.physical_batch // draws)
+        )
+        parts = []
+        for batch in batches:
+            part = self._clipped(batch, rng)
+            losses.append(part.losses)
+            norms.append(part.norms)
+            parts.append(part)
+        self._optimiser.private_step(sum_gradients(parts), self._public_gradient(rng))
+
+    def _clipped(self, batch: Draw, rng: torch.Generator) -> ClippedSum:
+        """Clipped gradient sum of one physical batch, several draws of each image averaged."""
+        draws = self._training.draws_per_image
+        rows = torch.from_numpy(batch.images).repeat_interleave(draws)
+        images = self._images[rows].to(self._device)
+        labels = self._labels[rows].to(self._device)
+        return self._engine.clipped_sum(
+            lambda: self._generator.private_loss(images, labels, rng),
+            Rows(tuple(c * draws for c in batch.counts)),
+            self._mechanism.clip_norm,
+        )
+
+    def _public_gradient(self, rng: torch.Generator) -> dict[nn.Parameter, Tensor]:
+        """Mean of the clipped gradients of public examples (a GAN's fakes); may be empty."""
+        count = self._generator.public_examples
+        if count == 0:
+            return {}
+        part = self._engine.clipped_sum(
+            lambda: self._generator.public_loss(rng), Rows((1,) * count), self._mechanism.clip_norm
+        )
+        return {parameter: total / count for parameter, total in part.gradients.items()}
+
+    def _set_rate(self, step: int) -> None:
+        """Learning rate of a step: constant, or a cosine down to a tenth over the run."""
+        rate = self._training.learning_rate
+        if self._training.schedule == "cosine":
+            progress = min(1.0, step / max(1, self._training.total_steps))
+            rate *= 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * progress))
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The same tensors with ``prefix`` before each name."""
+    return {prefix + k: v for k, v in tensors.items()}

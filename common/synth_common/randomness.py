@@ -1,0 +1,121 @@
+"""Two sources of randomness that must never be mixed up.
+
+Everything public (initial weights, sample seeds, partitions) comes from *reproducible*
+generators derived from one root seed. Everything whose secrecy the guarantee rests on
+(released noise, the Poisson draw of patients) comes from a :class:`NoiseSource`: the
+secure one draws on the operating system, the simulation one is seeded so that a test
+can repeat a run, and a report made with it says that it is not a release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+NoiseKind = Literal["secure", "simulation"]
+
+
+def derive_seed(root: int, *path: str | int) -> int:
+    """A 63-bit seed for the stream named by ``path`` under ``root`` (BLAKE2b).
+
+    Streams with different paths are independent for every practical purpose, and a
+    stream does not move when another one is added.
+    """
+    text = "/".join([str(root), *map(str, path)]).encode()
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def numpy_stream(root: int, *path: str | int) -> np.random.Generator:
+    """A NumPy generator for the stream named by ``path``."""
+    import numpy as np
+
+    return np.random.default_rng(derive_seed(root, *path))
+
+
+def torch_stream(root: int, *path: str | int) -> torch.Generator:
+    """A CPU torch generator for the stream named by ``path``."""
+    import torch
+
+    return torch.Generator().manual_seed(derive_seed(root, *path))
+
+
+class NoiseSource(Protocol):
+    """Draws the randomness a privacy guarantee rests on."""
+
+    kind: NoiseKind
+
+    def gaussian(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Independent standard normal values, float32, on the CPU."""
+        ...
+
+    def uniform(self, n: int) -> np.ndarray:
+        """``n`` independent values uniform on [0, 1), float64."""
+        ...
+
+
+class SimulationNoise:
+    """Seeded noise for simulations and tests: repeatable, and therefore not a release."""
+
+    kind: NoiseKind = "simulation"
+
+    def __init__(self, root: int, *path: str | int) -> None:
+        self._torch = torch_stream(root, *path, "gaussian")
+        self._numpy = numpy_stream(root, *path, "uniform")
+
+    def gaussian(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """See :class:`NoiseSource`."""
+        import torch
+
+        return torch.randn(shape, generator=self._torch)
+
+    def uniform(self, n: int) -> np.ndarray:
+        """See :class:`NoiseSource`."""
+        return self._numpy.random(n)
+
+
+class SecureNoise:
+    """Noise from a ChaCha20 key stream keyed by the operating system (RFC 8439).
+
+    Gaussians come from 53-bit uniforms by the Box-Muller transform; floating-point
+    limits are those of any floating-point Gaussian and are named in the guarantee.
+    """
+
+    kind: NoiseKind = "secure"
+
+    def __init__(self) -> None:
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+
+        self._cipher = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None)
+        self._stream = self._cipher.encryptor()
+
+    def uniform(self, n: int) -> np.ndarray:
+        """See :class:`NoiseSource`."""
+        import numpy as np
+
+        words = np.frombuffer(self._stream.update(bytes(8 * n)), dtype="<u8")
+        return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def gaussian(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """See :class:`NoiseSource`."""
+        import math
+
+        import numpy as np
+        import torch
+
+        n = math.prod(shape)
+        half = (n + 1) // 2
+        radius = np.sqrt(-2.0 * np.log1p(-self.uniform(half)))
+        angle = 2.0 * np.pi * self.uniform(half)
+        values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n]
+        return torch.from_numpy(values.astype(np.float32)).reshape(shape)
+
+
+def noise_source(kind: NoiseKind, root: int, *path: str | int) -> NoiseSource:
+    """The noise source of the given kind; ``root`` and ``path`` serve the simulation one only."""
+    return SecureNoise() if kind == "secure" else SimulationNoise(root, *path)

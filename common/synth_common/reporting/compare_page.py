@@ -1,0 +1,156 @@
+"""The comparison as a page: a table of all runs, and a plot per column by family and epsilon."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from synth_common.reporting import numbers
+from synth_common.reporting.columns import GROUPS
+from synth_common.reporting.factbook import MISSING
+from synth_common.reporting.html import environment
+from synth_common.reporting.svg import (
+    WIDTH,
+    Plot,
+    draw,
+    key,
+    legend,
+    listed,
+    series_style,
+    short_names,
+)
+from synth_common.reporting.words import FAMILIES
+
+_PANELS = 3  # side by side
+_RUNS_PER_TABLE = 6
+_SCALES = {"bytes": (1e9, "GB"), "seconds": (60.0, "min")}
+
+
+def render_comparison(comparison: Mapping[str, Any]) -> str:
+    """Render a comparison as HTML that needs no script, no network and no other file.
+
+    Args:
+        comparison: From :func:`synth_common.reporting.compare.build_comparison`.
+
+    Returns:
+        A whole HTML document.
+    """
+    rows, columns = comparison["rows"], comparison["columns"]
+    grouped = {g: [c for c in columns if c["group"] == g] for g in GROUPS}
+    groups = [
+        {
+            "name": name,
+            "columns": members,
+            "plot": None if name == "Privacy" else _plot(f"group{number}", name, members, rows),
+        }
+        for number, (name, members) in enumerate(grouped.items())
+        if members
+    ]
+    step = _RUNS_PER_TABLE
+    return (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            comparison=comparison,
+            groups=groups,
+            blocks=[rows[i : i + step] for i in range(0, len(rows), step)],
+            private=[r for r in rows if numbers.number(r["epsilon"]) is not None],
+            families=FAMILIES,
+            text=cell_text,
+        )
+    )
+
+
+def cell_text(column: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """A cell of the table: the number in its unit."""
+    value = row[column["name"]]
+    if column["unit"] == "bytes":
+        return numbers.bytes_text(value)
+    if column["unit"] == "seconds":
+        return numbers.seconds_text(value)
+    if column["name"].startswith("epsilon"):
+        return numbers.epsilon_text(value)
+    return numbers.measured(value)
+
+
+def _plot(
+    name: str, group: str, columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> Plot | None:
+    """Small multiples of a group: epsilon across, a marker and line per family."""
+    drawn = [c for c in columns if any(numbers.number(r[c["name"]]) is not None for r in rows)]
+    if not drawn:
+        return None
+    epsilons = list(dict.fromkeys(numbers.setting(r["epsilon"]) for r in sorted(rows, key=_budget)))
+    families = list(dict.fromkeys(str(r["family"]) for r in rows))
+    lines = -(-len(drawn) // _PANELS)
+    alt = f"{group} by family and epsilon: " + listed(
+        [
+            f"{c['title']} {r['family']} at epsilon {numbers.setting(r['epsilon'])}: "
+            f"{cell_text(c, r)}"
+            for c in drawn
+            for r in rows
+        ],
+        most=12,
+    )
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(lines, _PANELS, squeeze=False)
+        for axes, column in zip(grid.flat, drawn, strict=False):
+            for number, family in enumerate(families):
+                own = [r for r in rows if str(r["family"]) == family]
+                # Side by side, so that equal numbers of two families are both seen.
+                apart = 0.12 * (number - (len(families) - 1) / 2)
+                ticks = {e: i + apart for i, e in enumerate(epsilons)}
+                _paint(axes, column, own, ticks, series_style(number))
+            _label(axes, column, epsilons)
+        for axes in grid.flat[len(drawn) :]:
+            axes.set_visible(False)
+        styles = [key(series_style(i)) for i in range(len(families))]
+        legend(figure, styles, short_names([f.upper() for f in families]))
+
+    return draw(name, alt, (WIDTH, 0.35 + 1.75 * lines), paint)
+
+
+def _paint(
+    axes: Axes,
+    column: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    ticks: Mapping[str, float],
+    style: Mapping[str, Any],
+) -> None:
+    """One family's numbers of one column, with intervals where they were recorded."""
+    scale = _SCALES.get(column["unit"], (1.0, ""))[0]
+    points = [
+        (ticks[numbers.setting(r["epsilon"])], value / scale, r)
+        for r in sorted(rows, key=_budget)
+        if (value := numbers.number(r[column["name"]])) is not None
+    ]
+    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], **style)
+    for x, _, row in points:
+        span = row.get(f"{column['name']}_interval")
+        ends = [numbers.number(end) for end in span] if isinstance(span, list) else []
+        if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
+            ends_scaled = (ends[0] / scale, ends[1] / scale)
+            axes.plot((x, x), ends_scaled, color=style["color"], linewidth=1.0)
+
+
+def _label(axes: Axes, column: Mapping[str, Any], epsilons: Sequence[str]) -> None:
+    """Title, scale and epsilon ticks of a panel."""
+    arrow = {"lower": "\u00a0↓", "higher": "\u00a0↑"}.get(column["better"], "")
+    unit = _SCALES.get(column["unit"], (1.0, ""))[1]
+    title = column["title"] + (f", {unit}" if unit else "") + arrow
+    axes.set_title(textwrap.fill(title, 26))
+    axes.set_xticks(range(len(epsilons)), [e if e != MISSING else "?" for e in epsilons])
+    axes.set_xlim(-0.4, len(epsilons) - 0.6)
+    axes.set_xlabel("Epsilon")
+    axes.margins(y=0.15)
+
+
+def _budget(row: Mapping[str, Any]) -> float:
+    """Epsilon as a sorting key: infinity and unknown last."""
+    plain = numbers.number(row["epsilon"])
+    return float("inf") if plain is None else plain

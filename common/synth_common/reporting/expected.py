@@ -1,0 +1,80 @@
+"""The values that each part of a report must have; one that lacks prints NOT RECORDED."""
+
+from __future__ import annotations
+
+from typing import Final
+
+RUN: Final = (
+    "id",
+    "command",
+    "seed",
+    "engine",
+    "simulation",
+    "started",
+    "finished",
+    "peak_memory_bytes",
+)
+PHASES: Final = ("data", "training", "evaluation", "total")
+PRIVACY_SITE: Final = (
+    "epsilon",
+    "target_epsilon",
+    "budget_epsilon",
+    "delta",
+    "noise_multiplier",
+    "sample_rate",
+    "steps",
+    "accountant",
+    "clip_norm",
+    "max_images_per_patient",
+    "denominator",
+    "ledger_head",
+    "history",
+)
+SPLIT: Final = (
+    "train_patients",
+    "train_images",
+    "holdout_patients",
+    "holdout_images",
+    "train_per_class",
+    "holdout_per_class",
+)
+METRICS: Final = (
+    "quality.frechet",
+    "quality.kid",
+    "quality.precision",
+    "quality.recall",
+    "quality.density",
+    "quality.coverage",
+    "quality.ms_ssim_diversity",
+    "quality.inception_score",
+)
+METRIC_DETAIL: Final = ("n_real", "n_synthetic", "encoder", "encoder_sha256", "floor", "better")
+UTILITY: Final = ("balanced_accuracy", "accuracy", "auc", "per_class")
+UTILITY_DETAIL: Final = (
+    "trained_on",
+    "interval",
+    "seeds",
+    "n_train",
+    "n_test",
+    "test_patients",
+    "classifier",
+)
+ATTACK: Final = (
+    "attack",
+    "auc",
+    "auc_interval",
+    "tpr_at_1pct_fpr",
+    "tpr_interval",
+    "baseline_auc",
+    "baseline_interval",
+    "control_auc",
+    "control_interval",
+    "verdict",
+    "power",
+)
+ATTACK_DETAIL: Final = ("n_members", "n_nonmembers", "n_synthetic", "encoder", "encoder_sha256")
+GENERATOR: Final = ("family", "parameters", "private_parameters", "travelling", "bytes")
+INTAKE: Final = ("offered", "accepted", "set_aside", "duplicates")
+ROUND: Final = ("replies", "seconds", "bytes_down", "bytes_up")
+RECONSTRUCTION: Final = ("ssim", "psnr", "mse", "mae")
+ELBO: Final = ("reconstruction_loss", "kl")

@@ -1,0 +1,39 @@
+"""Files that are whole or absent: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from synth_common.errors import StorageError
+
+
+def replace_bytes(path: Path, content: bytes) -> Path:
+    """Put ``content`` at ``path`` in one step; returns ``path``.
+
+    Raises:
+        StorageError: The directory does not exist, is not writable, or the disk is full.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as handle:
+            temporary = Path(handle.name)
+            try:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+                temporary.chmod(0o644)  # temporary files are private, reports are read by others
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as err:
+        raise StorageError(f"cannot write {path}: {err.strerror}") from err
+    return path
+
+
+def replace_text(path: Path, content: str) -> Path:
+    """Put UTF-8 text at ``path`` in one step; returns ``path``. Errors as :func:`replace_bytes`."""
+    return replace_bytes(path, content.encode("utf-8"))

@@ -1,0 +1,117 @@
+"""The round loop: from any round on, with a callback after each, and an end in good order.
+
+Flower's own ``Strategy.start`` always begins at round 1 and can end early only by an
+exception; a resumable run under a budget needs both otherwise. Everything a round does is
+in the strategy, so the two loops agree.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from synth_common import messages
+from synth_common.errors import FederationError
+from synth_common.flower import (
+    ConfigRecord,
+    Grid,
+    Message,
+    RecordDict,
+    arrays_of,
+    state_of,
+)
+from synth_common.plan import Plan
+from synth_server.strategy import Outcome, UniformAverage
+
+State = dict[str, Tensor]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A finished round: the averaged tensors, what came of it, and its seconds."""
+
+    round: int
+    state: State
+    outcome: Outcome
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How training ended: the final tensors, rounds completed in all, and why."""
+
+    state: State
+    completed: int
+    reason: str
+
+
+def discover_sites(grid: Grid, timeout: float) -> dict[int, str]:
+    """Ask every connected node for its site's name; node id to name, in order of names.
+
+    Raises:
+        FederationError: A node failed to answer, or gave a name that cannot be used.
+    """
+    nodes = sorted(grid.get_node_ids())
+    asked = [Message(RecordDict(), node, "query", ttl=timeout) for node in nodes]
+    names: dict[int, str] = {}
+    for reply in grid.send_and_receive(asked, timeout=timeout):
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            code = messages.error_code(reply)
+            raise FederationError(f"node {node} could not open its site: {code}")
+        name = str(messages.values_in(reply).get("site", ""))
+        if not _NAME.fullmatch(name) or name in names.values():
+            raise FederationError(f"node {node}: site name {name!r} is unusable or taken")
+        names[node] = name
+    silent = [node for node in nodes if node not in names]
+    if silent:
+        raise FederationError(f"no answer from nodes {silent} within {timeout:.0f} s")
+    return dict(sorted(names.items(), key=lambda item: item[1]))
+
+
+def run_rounds(
+    grid: Grid,
+    strategy: UniformAverage,
+    plan: Plan,
+    start: tuple[int, State],
+    on_round: Callable[[RoundResult], None],
+) -> Ended:
+    """Train until the planned rounds are done or the sites' budgets are spent.
+
+    Args:
+        grid: Where the sites are.
+        strategy: Asks, checks and averages.
+        plan: Rounds and the timeout of each.
+        start: Rounds already completed, and the tensors after them.
+        on_round: Called after every completed round, before the next begins.
+
+    Raises:
+        FederationError: A round had too few usable replies.
+    """
+    completed, state = start
+    timeout = plan.federation.round_timeout_s
+    config = ConfigRecord({"timeout": timeout})
+    while completed < plan.training.rounds:
+        began = time.perf_counter()
+        number = completed + 1
+        asked = strategy.configure_train(number, arrays_of(state), config, grid)
+        averaged, _ = strategy.aggregate_train(
+            number, grid.send_and_receive(asked, timeout=timeout)
+        )
+        if averaged is None:
+            return Ended(state, completed, strategy.outcome.ended or "stopped")
+        state, completed = state_of(averaged), number
+        on_round(RoundResult(number, state, strategy.outcome, time.perf_counter() - began))
+    return Ended(state, completed, "completed")
+
+
+def evaluate_sites(grid: Grid, strategy: UniformAverage, ended: Ended, timeout: float) -> Outcome:
+    """Have every site judge the final generator on its own data; only who did is returned."""
+    asked = strategy.ask_evaluation(ended.completed, arrays_of(ended.state))
+    strategy.aggregate_evaluate(ended.completed, grid.send_and_receive(asked, timeout=timeout))
+    return strategy.outcome

@@ -1,0 +1,254 @@
+"""Uniform federated averaging that refuses what it cannot trust to be a model.
+
+Every site counts the same: weighting by patients would let exact counts leave a hospital.
+Replies are added up as they arrive, in the order of site names, so that memory holds one
+sum whatever the number of sites and the result does not depend on who was fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from synth_common import messages
+from synth_common.errors import DataError, FederationError
+from synth_common.flower import (
+    ArrayRecord,
+    ConfigRecord,
+    Grid,
+    Message,
+    MetricRecord,
+    Strategy,
+    arrays_of,
+    state_of,
+)
+from synth_common.messages import Header
+
+Values = Mapping[str, float | int | str]
+_SPENT = "BudgetError"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A site that did not take part in a round, and why.
+
+    ``code`` names a class of the error tree, or is ``NoReply`` or ``BadReply``, which the
+    coordinator finds out itself.
+    """
+
+    site: str
+    code: str
+    reason: str
+
+
+@dataclass
+class Outcome:
+    """What a round brought: who replied with what, who failed, and how many bytes came."""
+
+    replies: dict[str, Values] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    ended: str | None = None
+
+
+class _Sum:
+    """The running sum of replies, in float64; back in the dtypes of the model at the end."""
+
+    def __init__(self) -> None:
+        self._total: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in state.items():
+            if name in self._total:
+                self._total[name] += value
+            else:
+                self._total[name] = value.to(torch.float64)
+        self.count += 1
+
+    def mean(self, like: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+        return {k: (v / self.count).to(like[k]) for k, v in self._total.items()}
+
+
+class UniformAverage(Strategy):
+    """FedAvg with equal weights, checks on every reply, and failures by name.
+
+    Attributes:
+        sites: Site name by node id.
+        min_sites: Fewest usable replies a round may be made of.
+        outcome: What the last round brought.
+        spent: Sites that reported a spent privacy budget; they are not asked again.
+        on_ask: Called with a site's name as its message goes out.
+    """
+
+    def __init__(self, sites: Mapping[int, str], min_sites: int, run_id: str, digest: str) -> None:
+        if len(set(sites.values())) != len(sites):
+            raise FederationError(f"site names must differ, got {sorted(sites.values())}")
+        self.sites = dict(sorted(sites.items(), key=lambda item: item[1]))
+        self.min_sites = min_sites
+        self.outcome = Outcome()
+        self.spent: set[str] = set()
+        self.on_ask: Callable[[str], None] = lambda name: None
+        self._header = Header(run_id, 0, digest)
+        self._sent: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        self._asked: list[str] = []
+
+    @property
+    def round(self) -> int:
+        """The round asked for last."""
+        return self._header.round
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message with the current tensors to every site that still has budget."""
+        names = [name for name in self.sites.values() if name not in self.spent]
+        return self._ask("train", server_round, arrays, config.get("timeout"), names)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """No evaluation by sites after each round; see :meth:`ask_evaluation` for the last."""
+        return ()
+
+    def ask_evaluation(self, server_round: int, arrays: ArrayRecord) -> Iterable[Message]:
+        """One message with the final tensors to every site, spent or not."""
+        return self._ask("evaluate", server_round, arrays, None, self.sites.values())
+
+    def _ask(
+        self,
+        kind: str,
+        server_round: int,
+        arrays: ArrayRecord,
+        timeout: object,
+        names: Iterable[str],
+    ) -> Iterator[Message]:
+        """Begin a round and give out its messages one by one."""
+        self._header = Header(self._header.run_id, server_round, self._header.plan_digest)
+        self._sent = {k: (v.dtype, tuple(v.shape)) for k, v in state_of(arrays).items()}
+        self._asked = list(names)
+        self.outcome = Outcome(bytes_down=arrays.count_bytes() * len(self._asked))
+        content = messages.request(self._header, arrays)
+        ttl = float(timeout) if isinstance(timeout, int | float) else None
+        nodes = {name: node for node, name in self.sites.items()}
+
+        def give() -> Iterator[Message]:
+            for name in self._asked:
+                self.on_ask(name)
+                yield Message(content, nodes[name], kind, ttl=ttl, group_id=str(server_round))
+
+        return give()
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """The uniform average of the usable replies.
+
+        Returns:
+            The average and how many sites are in it; (None, None) when too few sites have
+            budget left, which ends training in good order (``outcome.ended``).
+
+        Raises:
+            FederationError: Fewer than ``min_sites`` usable replies; names every failed
+                site with its reason.
+        """
+        total = _Sum()
+        for name, message in self._in_order(replies):
+            state = self._usable(name, message)
+            if state is not None:
+                total.add(state)
+        for failure in self.outcome.failures:
+            if failure.code == _SPENT:
+                self.spent.add(failure.site)
+        if total.count < self.min_sites:
+            if total.count + len(self.spent) >= self.min_sites:
+                self.outcome.ended = "budget spent"
+                return None, None
+            raise FederationError(self._too_few(server_round, total.count))
+        dtypes = {name: dtype for name, (dtype, _) in self._sent.items()}
+        return arrays_of(total.mean(dtypes)), MetricRecord({"sites": total.count})
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Note which sites acknowledged; their figures stay with them."""
+        for name, message in self._in_order(replies):
+            if message.has_error():
+                self._fail(name, messages.error_code(message), "the site reported this error code")
+            else:
+                self.outcome.replies[name] = {}
+        return MetricRecord({"sites": len(self.outcome.replies)})
+
+    def summary(self) -> None:
+        """Nothing to log: the run's facts say it all."""
+
+    def _in_order(self, replies: Iterable[Message]) -> Iterator[tuple[str, Message]]:
+        """Replies by site name; one that overtakes another waits. Notes who is missing."""
+        asked = self._asked
+        waiting: dict[str, Message] = {}
+        position = 0
+        for message in replies:
+            node = message.metadata.src_node_id
+            name = self.sites.get(node)
+            if name is None or name in waiting or name in asked[:position]:
+                self._fail(name or f"node {node}", "BadReply", "a reply that was not asked for")
+                continue
+            waiting[name] = message
+            while position < len(asked) and asked[position] in waiting:
+                yield asked[position], waiting.pop(asked[position])
+                position += 1
+        for name in asked[position:]:
+            if name in waiting:
+                yield name, waiting.pop(name)
+            else:
+                self._fail(name, "NoReply", "no reply before the round's timeout")
+
+    def _usable(self, name: str, message: Message) -> dict[str, Tensor] | None:
+        """The tensors of a reply, or None with a failure noted."""
+        if message.has_error():
+            self._fail(name, messages.error_code(message), "the site reported this error code")
+            return None
+        try:
+            state = self._checked(message)
+        except DataError as err:
+            self._fail(name, "BadReply", str(err))
+            return None
+        self.outcome.replies[name] = messages.values_in(message)
+        return state
+
+    def _checked(self, message: Message) -> dict[str, Tensor]:
+        """Refuse (DataError) a reply of another round, or one that is not such a model."""
+        header = messages.header_of(message)
+        if header != self._header:
+            raise DataError(f"reply of {header}, expected {self._header}")
+        arrays = messages.arrays_in(message)
+        missing, unknown = sorted(self._sent - arrays.keys()), sorted(arrays.keys() - self._sent)
+        if missing or unknown:
+            raise DataError(f"tensors missing {missing}, unknown {unknown}")
+        for name, (dtype, shape) in self._sent.items():
+            claim = (arrays[name].dtype, tuple(arrays[name].shape))
+            if claim != (str(dtype).removeprefix("torch."), shape):
+                raise DataError(f"tensor {name} is {claim}, expected {(str(dtype), shape)}")
+        self.outcome.bytes_up += arrays.count_bytes()
+        state = state_of(arrays, empty=True)
+        for name, value in state.items():
+            # The claim above may lie about the bytes, so the decoded tensor is checked too.
+            if (value.dtype, tuple(value.shape)) != self._sent[name]:
+                raise DataError(f"tensor {name} does not hold what its description says")
+            if not bool(torch.isfinite(value).all()):
+                raise DataError(f"tensor {name} holds NaN or infinity")
+        return state
+
+    def _fail(self, site: str, code: str, reason: str) -> None:
+        self.outcome.failures.append(Failure(site, code, reason))
+
+    def _too_few(self, server_round: int, usable: int) -> str:
+        named = "; ".join(f"{f.site}: {f.code} ({f.reason})" for f in self.outcome.failures)
+        return (
+            f"round {server_round}: {usable} usable replies, but federation.min_sites = "
+            f"{self.min_sites}. Failed: {named or 'none; fewer sites than that were asked'}"
+        )

@@ -1,0 +1,128 @@
+"""What federation itself costs: rounds of K sites against the same local training alone.
+
+Usage: python simulations/benchmarks/federation.py [--sites 2,8,32] [--steps 10] [--repeat 3]
+
+Both sides run the same ``train_round`` on the same sites, weights and requests, in one
+process: once called in a plain loop, once through client app, in-process grid and strategy
+(messages, copies, checks, average). The ledger, the private steps and the noise are on
+both sides. The best of the repeats is taken, as noise only ever adds time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from synth_client.app import SiteApp
+from synth_client.evaluate import SiteEvaluation
+from synth_client.round import RoundRequest, train_round
+from synth_client.site import Site, load_site, save_site
+from synth_common.evaluation.config import EvaluationConfig
+from synth_common.generators import build_generator
+from synth_common.images.phantom import PhantomSource
+from synth_common.images.preprocess import Target
+from synth_common.images.sources import load_source
+from synth_common.images.split import split_patients
+from synth_common.plan import (
+    FederationPlan,
+    GeneratorPlan,
+    Plan,
+    PrivacyPlan,
+    TrainingPlan,
+)
+from synth_server.rounds import State, discover_sites, run_rounds
+from synth_server.strategy import UniformAverage
+from synth_sim.transport import PartitionSites, open_grid
+
+_PATIENTS = 80
+
+
+def _plan(steps: int) -> Plan:
+    """A 32 px VAE at the demo's size; RDP, so that accounting is not what is measured."""
+    return Plan(
+        generator=GeneratorPlan(size=32),
+        training=TrainingPlan(rounds=1, steps_per_round=steps, patients_per_step=16, device="cpu"),
+        privacy=PrivacyPlan(
+            epsilon=2.0, delta=1e-3, accountant="rdp", noise="simulation", spare_rounds=0
+        ),
+        federation=FederationPlan(min_sites=1),
+    )
+
+
+def _make_sites(plan: Plan, count: int, folder: Path) -> list[Path]:
+    """Fresh sites with drawn patients and empty ledgers."""
+    generator = plan.generator
+    target = Target(size=generator.size, channels=generator.channels, classes=generator.classes)
+    directories = []
+    for number in range(count):
+        source = PhantomSource(patients=_PATIENTS, images_per_patient=(1, 2), seed=number)
+        images = load_source(source, target, None).images
+        train, holdout = split_patients(images, 0.1, number)
+        directory = folder / f"site-{number:02d}"
+        save_site(Site(directory.name, directory, train, holdout, 320, math.inf, number))
+        directories.append(directory)
+    return directories
+
+
+def _alone(plan: Plan, directories: Sequence[Path], state: State) -> float:
+    """Seconds of the same training without federation."""
+    sites = [load_site(directory) for directory in directories]
+    request = RoundRequest("alone", 1, plan.digest(), state)
+    began = time.perf_counter()
+    for site in sites:
+        train_round(site, plan, request)
+    return time.perf_counter() - began
+
+
+def _federated(plan: Plan, directories: Sequence[Path], state: State) -> float:
+    """Seconds of one federated round over the in-process transport."""
+    app = SiteApp(
+        PartitionSites(tuple(directories)), plan, SiteEvaluation(EvaluationConfig(), seed=0)
+    )
+    with open_grid("inprocess", app, len(directories)) as grid:
+        strategy = UniformAverage(discover_sites(grid, 60.0), 1, "federated", plan.digest())
+        began = time.perf_counter()
+        ended = run_rounds(grid, strategy, plan, (0, state), lambda result: None)
+        seconds = time.perf_counter() - began
+    if len(strategy.outcome.replies) != len(directories) or ended.completed != 1:
+        raise SystemExit(f"the round failed: {strategy.outcome.failures}")
+    return seconds
+
+
+def measure(count: int, steps: int, repeat: int) -> tuple[float, float]:
+    """Best seconds alone and federated for one round of ``count`` sites."""
+    plan = _plan(steps)
+    state = build_generator(plan.generator, seed=0).shared_state()
+    times: dict[str, list[float]] = {"alone": [], "federated": []}
+    for _ in range(repeat):
+        for name, run in (("alone", _alone), ("federated", _federated)):
+            with tempfile.TemporaryDirectory() as folder:
+                directories = _make_sites(plan, count, Path(folder))
+                times[name].append(run(plan, directories, state))
+    return min(times["alone"]), min(times["federated"])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sites", default="2,8,32", help="numbers of sites")
+    parser.add_argument("--steps", type=int, default=10, help="private steps per round")
+    parser.add_argument("--repeat", type=int, default=3, help="repeats; the best counts")
+    arguments = parser.parse_args()
+    measure(1, 1, 1)  # imports, calibration and memory pools are not what is measured
+    print(f"{torch.get_num_threads()} threads, {arguments.steps} steps per round")
+    print(f"{'sites':>5} {'alone s':>9} {'federated s':>12} {'overhead %':>11}")
+    for count in map(int, arguments.sites.split(",")):
+        alone, federated = measure(count, arguments.steps, arguments.repeat)
+        overhead = 100 * (federated / alone - 1)
+        print(f"{count:>5} {alone:>9.3f} {federated:>12.3f} {overhead:>11.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""``synth-sim``: simulated federations from the command line.
+
+This module parses and prints; what a command does is one function below it, imported
+when the command runs, so that ``--help`` loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from synth_common.errors import ConfigError, SynthwardError
+
+app = typer.Typer(
+    name="synth-sim",
+    help="Simulate hospitals that train a generator of synthetic images under "
+    "differential privacy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class EngineName(StrEnum):
+    """Transports a user can choose."""
+
+    inprocess = "inprocess"
+    ray = "ray"
+
+
+ScenarioArgument = Annotated[
+    str, typer.Argument(help="Name of a packaged scenario (see list), or a TOML file.")
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Change one value of the scenario, for example training.rounds=3. Repeatable.",
+    ),
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Seed of everything reproducible; default: the scenario's.")
+]
+
+
+@app.command("list")
+def list_scenarios() -> None:
+    """List the packaged scenarios."""
+    from synth_sim.scenario import summaries
+
+    rows = summaries()
+    width = max(len(name) for name, _ in rows)
+    for name, title in rows:
+        typer.echo(f"{name:<{width}}  {title}")
+
+
+@app.command()
+def run(
+    scenario: ScenarioArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; default: runs/SCENARIO-TIME."),
+    ] = None,
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+    seed: SeedOption = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="Transport between server and sites.")
+    ] = EngineName.inprocess,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted run in --out.")
+    ] = False,
+) -> None:
+    """Train a federation, evaluate it and write its report.
+
+    SCENARIO is the name of a packaged scenario (see list) or a TOML file.
+    """
+    from synth_sim.run import RunOptions, load_run, run_scenario
+    from synth_sim.scenario import load_scenario
+
+    if resume and out is None:
+        raise ConfigError("--resume needs --out: which run is to be continued")
+    if resume and out is not None and not set_ and seed is None:
+        chosen = load_run(out)
+        if load_scenario(scenario).name != chosen.name:
+            raise ConfigError(f"--resume: {out} holds a run of {chosen.name!r}, not {scenario!r}")
+    else:
+        chosen = load_scenario(scenario, set_, seed)
+    out = out or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    typer.echo(f"{chosen.title}: {out}")
+    report = run_scenario(chosen, RunOptions(out, engine.value, resume, _command_line()))
+    typer.echo(f"report: {report}")
+
+
+@app.command()
+def sample(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    n: Annotated[int, typer.Option("--n", help="How many images.")],
+    label: Annotated[str, typer.Option(help="Class of the images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files; must be empty.")],
+    seed: Annotated[int, typer.Option(help="Another seed gives other images.")] = 0,
+) -> None:
+    """Draw synthetic images of one class from a run's generator.
+
+    RUN is a run directory; its newest checkpoint is used.
+    """
+    from synth_sim.sample import sample_run
+
+    typer.echo(f"{n} images: {sample_run(run_directory, n, label, out, seed)}")
+
+
+@app.command()
+def compare(
+    scenario: ScenarioArgument,
+    generators: Annotated[
+        str, typer.Option(help="Families to compare, separated by commas.")
+    ] = "vae,gan",
+    epsilon: Annotated[
+        str, typer.Option(help="Budgets to compare, separated by commas; inf is without privacy.")
+    ] = "1,8,inf",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the comparison; default: runs/compare-SCENARIO-TIME."),
+    ] = None,
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+    seed: SeedOption = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Skip finished runs in --out, continue others.")
+    ] = False,
+) -> None:
+    """Compare generators and budgets on the same data.
+
+    SCENARIO is the name of a packaged scenario (see list) or a TOML file. Every
+    combination is one run in a process of its own; one page tabulates them.
+    """
+    from synth_sim.compare import CompareOptions, run_comparison
+    from synth_sim.scenario import load_scenario
+
+    if resume and out is None:
+        raise ConfigError("--resume needs --out: which comparison is to be continued")
+    name = load_scenario(scenario, set_, seed).name
+    out = out or Path("runs") / f"compare-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    options = CompareOptions(
+        scenario=scenario,
+        out=out,
+        families=tuple(part.strip() for part in generators.split(",")),
+        epsilons=tuple(part.strip() for part in epsilon.split(",")),
+        overrides=tuple(set_),
+        seed=seed,
+        resume=resume,
+        command=_command_line(),
+    )
+    typer.echo(f"comparison: {run_comparison(options, typer.echo)}")
+
+
+def _command_line() -> str:
+    """What was typed, for the report."""
+    return shlex.join(["synth-sim", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Entry point: one line on stderr and the exit code of the error's branch."""
+    sys.exit(_guarded(app))
+
+
+def _guarded(command: Callable[[], object]) -> int:
+    """Run a command; expected errors become a line and a code, never a traceback."""
+    try:
+        command()
+    except SynthwardError as err:
+        typer.echo(f"error: {err}", err=True)
+        return err.exit_code
+    except KeyboardInterrupt:
+        typer.echo("error: stopped", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as err:
+        return err.code if isinstance(err.code, int) else 0 if err.code is None else 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The federated part of a run: rounds over a transport, each recorded, and the judging."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from synth_client.app import SiteApp
+from synth_client.evaluate import SiteEvaluation, balanced_labels
+from synth_client.site import Site
+from synth_common.errors import FederationError, SynthwardError
+from synth_common.facts import Fact, FactLog, Scope
+from synth_common.flower import Grid
+from synth_common.generators import Generator
+from synth_common.messages import error_class
+from synth_common.randomness import derive_seed
+from synth_server.checkpoint import Checkpoint, save_checkpoint
+from synth_server.rounds import (
+    Ended,
+    RoundResult,
+    State,
+    discover_sites,
+    evaluate_sites,
+    run_rounds,
+)
+from synth_server.strategy import Failure, UniformAverage
+from synth_sim.prepare import load_reference
+from synth_sim.progress import Reporter
+from synth_sim.scenario import Scenario
+from synth_sim.transport import Engine, PartitionSites, open_grid
+
+_SOURCE = "synth_sim.federate"
+_HEALTH_SAMPLES = 64
+_DISCOVERY_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything the federated part of a run needs.
+
+    Attributes:
+        scenario: What runs.
+        out: Run directory.
+        log: The run's facts.
+        tell: Progress.
+        generator: With its public initial weights; carries the current ones later.
+        sites: In the order of their partition ids.
+    """
+
+    scenario: Scenario
+    out: Path
+    log: FactLog
+    tell: Reporter
+    generator: Generator
+    sites: Sequence[Site]
+
+
+def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple[Ended, float]:
+    """Train the remaining rounds, then have every site judge the generator.
+
+    Args:
+        run: The run.
+        engine: Transport.
+        start: Rounds already completed and the tensors after them.
+
+    Returns:
+        How training ended, and the seconds the sites' evaluation took.
+
+    Raises:
+        SynthwardError: A round could not be made up. Where all failed sites report one
+            error, it is of that error's class, so that its exit code says what to do.
+    """
+    with open_grid(engine, _site_app(run), len(run.sites)) as grid:
+        strategy = _strategy(run, grid)
+        try:
+            ended = run_rounds(
+                grid, strategy, run.scenario.plan, start, lambda result: _after_round(run, result)
+            )
+        except FederationError as err:
+            _record_failures(run, strategy.outcome.failures, strategy.round)
+            raise _as_reported(run, strategy.outcome.failures, err) from err
+        if ended.reason != "completed":
+            _record_failures(run, strategy.outcome.failures, strategy.round)
+            run.tell.note(f"training ended after round {ended.completed}: {ended.reason}")
+        run.generator.load_shared_state(ended.state)
+        began = time.perf_counter()
+        run.tell.note("every site judges the generator on its held-out patients")
+        outcome = evaluate_sites(grid, strategy, ended, run.scenario.federation.round_timeout_s)
+        _record_failures(run, outcome.failures, ended.completed)
+    return ended, time.perf_counter() - began
+
+
+def _site_app(run: Federation) -> SiteApp:
+    """What every node runs."""
+    seed = derive_seed(run.scenario.seed, "evaluation")
+    return SiteApp(
+        resolve=PartitionSites(tuple(site.directory for site in run.sites)),
+        plan=run.scenario.plan,
+        evaluation=SiteEvaluation(run.scenario.evaluation, seed, load_reference(run.scenario)),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _strategy(run: Federation, grid: Grid) -> UniformAverage:
+    """The strategy over the sites that the grid knows."""
+    plan = run.scenario.plan
+    strategy = UniformAverage(
+        discover_sites(grid, _DISCOVERY_SECONDS),
+        plan.federation.min_sites,
+        run.scenario.run_id(),
+        plan.digest(),
+    )
+    strategy.on_ask = run.tell.site
+    return strategy
+
+
+def _after_round(run: Federation, result: RoundResult) -> None:
+    """Record a round, look at the generator's health, and keep a checkpoint."""
+    number, outcome = result.round, result.outcome
+    value = {
+        "replies": sorted(outcome.replies),
+        "seconds": round(result.seconds, 3),
+        "bytes_down": outcome.bytes_down,
+        "bytes_up": outcome.bytes_up,
+    }
+    source = f"{_SOURCE}._after_round"
+    facts = [Fact("federation.round", value, "public", source, round=number)]
+    run.generator.load_shared_state(result.state)
+    facts += _health_facts(run, number)
+    run.log.extend(facts)
+    _record_failures(run, outcome.failures, number)
+    plan = run.scenario.plan
+    save_checkpoint(
+        run.out / "checkpoints",
+        Checkpoint(run.scenario.run_id(), number, plan.digest(), result.state),
+    )
+    replies = outcome.replies.items()
+    run.tell.round(number, {name: v["epsilon"] for name, v in replies if "epsilon" in v})
+
+
+def _health_facts(run: Federation, number: int) -> list[Fact]:
+    """Signals of collapse or divergence, from released weights and samples only."""
+    labels = torch.from_numpy(balanced_labels(run.scenario.plan, _HEALTH_SAMPLES))
+    seeds = [derive_seed(run.scenario.seed, "health", i) for i in range(len(labels))]
+    health = run.generator.health(run.generator.sample(labels, seeds), labels)
+    source = f"{_SOURCE}._health_facts"
+    # Without privacy the weights themselves are uncharged, and so is all that follows.
+    scope: Scope = "released" if run.scenario.privacy.private else "site-local"
+    facts = [Fact("training.health", dict(health.signals), scope, source, round=number)]
+    for warning in health.warnings:
+        run.tell.note(f"round {number}: {warning}")
+        facts.append(Fact("training.warning", warning, scope, source, round=number))
+    return facts
+
+
+def _record_failures(run: Federation, failures: Sequence[Failure], number: int) -> None:
+    """Facts and a line on the terminal for every failed site."""
+    source = f"{_SOURCE}._record_failures"
+    for failure in failures:
+        run.tell.note(f"round {number}: {failure.site} failed: {failure.code}")
+    run.log.extend(
+        Fact(
+            "federation.failure",
+            {"code": failure.code, "reason": failure.reason},
+            "public",
+            source,
+            site=failure.site,
+            round=number,
+        )
+        for failure in failures
+    )
+
+
+def _as_reported(
+    run: Federation, failures: Sequence[Failure], err: FederationError
+) -> SynthwardError:
+    """The error in the class that all failed sites agree on; their own words stay with them."""
+    directories = {site.name: site.directory for site in run.sites}
+    stories = [directories[f.site] / "errors.log" for f in failures if f.site in directories]
+    hint = ". Each site's own account: " + ", ".join(map(str, stories)) if stories else ""
+    codes = {failure.code for failure in failures}
+    if len(codes) == 1 and (code := codes.pop()) not in ("NoReply", "BadReply"):
+        return error_class(code)(f"{err}{hint}")
+    return FederationError(f"{err}{hint}")

@@ -1,0 +1,180 @@
+"""From sources to hospitals: load, deal, shift, split, and give every site its directory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synth_client.site import Site, save_site
+from synth_common.errors import ConfigError, DataError, PrivacyError
+from synth_common.facts import Fact
+from synth_common.images.imageset import ImageSet
+from synth_common.images.preprocess import Target
+from synth_common.images.sources import SourceConfig, load_source
+from synth_common.images.split import split_patients
+from synth_common.randomness import derive_seed
+from synth_sim.partition import SiteShare, deal
+from synth_sim.scanner import apply
+from synth_sim.scenario import ROOT_VARIABLE, Scenario
+
+_SOURCE = "synth_sim.prepare.prepare_sites"
+
+
+def site_directories(scenario: Scenario, out: Path) -> dict[str, Path]:
+    """Where each site of the scenario lives below the run directory."""
+    return {site.name: (out / "sites" / site.name).resolve() for site in scenario.partition.sites}
+
+
+def prepare_sites(scenario: Scenario, out: Path) -> list[Fact]:
+    """Load every source, deal patients to sites and write the sites' directories.
+
+    Args:
+        scenario: What to prepare.
+        out: Run directory; sites are made in ``out/sites``.
+
+    Returns:
+        The ``data.*`` facts.
+
+    Raises:
+        DataError: A source is missing or cannot be used.
+        ConfigError: The partition does not fit the sources.
+        PrivacyError: The unit is the patient and a source has no patient ids.
+        StorageError: The disk refuses.
+    """
+    root = scenario.data_root()
+    facts = _shape_facts(scenario)
+    sources: dict[str, ImageSet] = {}
+    for config in scenario.data.sources:
+        _refuse_repeated(config.name, sources)
+        _refuse_rootless(config, root)
+        intake = load_source(config, _target(scenario), root)
+        if scenario.privacy.unit == "patient" and intake.images.patient_ids is None:
+            raise PrivacyError(
+                f"privacy.unit = 'patient', but source {config.name!r} has no patient ids; "
+                "set privacy.unit = 'image' (the guarantee then hides one image, not a person)"
+            )
+        sources[config.name] = intake.images
+        detail = {"source": config.name}
+        facts += [
+            Fact("data.licence", config.licence, "public", _SOURCE, detail=detail),
+            Fact(
+                "data.intake",
+                intake.report.as_fact_value(),
+                "site-local",
+                _SOURCE,
+                detail=detail,
+            ),
+        ]
+    dealt = deal(sources, scenario.partition, scenario.seed)
+    for share in scenario.partition.sites:
+        facts += _prepare_site(scenario, share, dealt[share.name], out)
+    return facts
+
+
+def load_reference(scenario: Scenario) -> ImageSet | None:
+    """The scenario's public reference images, or None."""
+    config = scenario.data.reference
+    if config is None:
+        return None
+    root = scenario.data_root()
+    _refuse_rootless(config, root)
+    return load_source(config, _target(scenario), root).images
+
+
+def _target(scenario: Scenario) -> Target:
+    plan = scenario.generator
+    return Target(
+        size=plan.size, channels=plan.channels, classes=plan.classes, with_mask=plan.with_mask
+    )
+
+
+def _refuse_repeated(name: str, sources: Mapping[str, ImageSet]) -> None:
+    if name in sources:
+        raise ConfigError(f"data.sources: two sources are called {name!r}; names must differ")
+
+
+def _refuse_rootless(config: SourceConfig, root: Path | None) -> None:
+    """A relative path without a root is the commonest mistake: say both ways out."""
+    path = getattr(config, "path", None)
+    if path is not None and root is None and not path.expanduser().is_absolute():
+        raise DataError(
+            f"source {config.name!r}: {str(path)!r} needs a data root; pass "
+            f"--set data.root=FOLDER or set {ROOT_VARIABLE} in the environment"
+        )
+
+
+def _prepare_site(scenario: Scenario, share: SiteShare, images: ImageSet, out: Path) -> list[Fact]:
+    """Shift, split and save one site; the facts about it."""
+    seed, name = scenario.seed, share.name
+    if share.scanner is not None:
+        images = apply(share.scanner, images, derive_seed(seed, "scanner", name))
+    train, holdout = split_patients(
+        images, scenario.data.holdout_share, derive_seed(seed, "split", name)
+    )
+    if scenario.privacy.unit == "image":
+        train, holdout = _without_patients(train), _without_patients(holdout)
+    save_site(
+        Site(
+            name=name,
+            directory=site_directories(scenario, out)[name],
+            train=train,
+            holdout=holdout,
+            nominal_patients=share.nominal_patients,
+            budget_epsilon=math.inf if share.budget_epsilon is None else share.budget_epsilon,
+            seed=derive_seed(seed, "site", name),
+        )
+    )
+    facts = [
+        Fact("data.source", _source_value(scenario, share), "public", _SOURCE, site=name),
+        Fact("data.split", _split_value(train, holdout), "site-local", _SOURCE, site=name),
+    ]
+    if share.scanner is not None:
+        shift = share.scanner.as_fact_value()
+        facts.append(Fact("data.scanner_shift", shift, "public", _SOURCE, site=name))
+    return facts
+
+
+def _without_patients(images: ImageSet) -> ImageSet:
+    """The unit is the image: patient ids, if any, kept the split clean and end here."""
+    return replace(images, patient_ids=None)
+
+
+def _shape_facts(scenario: Scenario) -> list[Fact]:
+    plan = scenario.generator
+    shape = {"size": plan.size, "channels": plan.channels, "with_mask": plan.with_mask}
+    dealt = scenario.partition.as_fact_value()
+    return [
+        Fact("data.classes", list(plan.classes), "public", _SOURCE),
+        Fact("data.shape", shape, "public", _SOURCE),
+        Fact("data.partition", dealt, "public", _SOURCE),
+    ]
+
+
+def _source_value(scenario: Scenario, share: SiteShare) -> dict[str, Any]:
+    """Name, kind and path of a site's source."""
+    configs = {config.name: config for config in scenario.data.sources}
+    config = configs[share.source] if share.source else next(iter(configs.values()))
+    path = getattr(config, "path", None)
+    return {"name": config.name, "kind": config.kind, "path": None if path is None else str(path)}
+
+
+def _split_value(train: ImageSet, holdout: ImageSet) -> dict[str, Any]:
+    """Units and images on both sides of the split, in all and by class."""
+
+    def per_class(images: ImageSet) -> dict[str, int]:
+        counts = np.bincount(images.labels, minlength=len(images.class_names))
+        return dict(zip(images.class_names, counts.tolist(), strict=True))
+
+    return {
+        "train_patients": train.unit_count(),
+        "train_images": len(train),
+        "holdout_patients": holdout.unit_count(),
+        "holdout_images": len(holdout),
+        "train_per_class": per_class(train),
+        "holdout_per_class": per_class(holdout),
+    }

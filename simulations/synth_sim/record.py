@@ -1,0 +1,115 @@
+"""Facts about the run itself: what ran, on what, under which promise."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from synth_common.facts import Fact
+from synth_common.generators import Generator
+from synth_common.plan import Plan
+from synth_sim.scenario import Scenario
+from synth_sim.transport import Engine
+
+_SOURCE = "synth_sim.record"
+_LIBRARIES = ("synthward", "torch", "opacus", "flwr", "dp-accounting", "numpy", "scikit-learn")
+_TRUST = {
+    "local": "A patient trusts the own hospital alone: every update that leaves it already "
+    "carries the noise of the stated epsilon."
+}
+_ADJACENCY = {
+    "patient": "add or remove one patient (all of the patient's images)",
+    "image": "add or remove one image",
+}
+_NOISE = {
+    "simulation": "Seeded noise, so that the run can be repeated: this is a simulation and "
+    "its images are not a release.",
+    "secure": "Noise and draws come from a cipher keyed by the operating system.",
+}
+
+
+def run_facts(scenario: Scenario, engine: Engine, command: str) -> list[Fact]:
+    """What is known of a run before it trains."""
+    plan, source = scenario.plan, f"{_SOURCE}.run_facts"
+    terms = plan.privacy
+    values: dict[str, Any] = {
+        "run.id": scenario.run_id(),
+        "run.scenario": {"name": scenario.name, "title": scenario.title},
+        "run.command": command,
+        "run.seed": scenario.seed,
+        "run.engine": engine,
+        "run.simulation": True,
+        "run.versions": _versions(engine),
+        "run.device": _device(plan),
+        "plan.digest": plan.digest(),
+        "plan.settings": plan.model_dump(mode="json"),
+        "privacy.unit": terms.unit,
+        "privacy.delta": terms.delta,
+        "privacy.trust_model": {"name": terms.trust_model, "meaning": _TRUST[terms.trust_model]},
+        "privacy.adjacency": _ADJACENCY[terms.unit],
+        "privacy.noise_source": {"kind": terms.noise, "statement": _NOISE[terms.noise]},
+    }
+    return [Fact(name, value, "public", source) for name, value in values.items()]
+
+
+def generator_fact(generator: Generator) -> Fact:
+    """Family and size of a generator, what meets patients and what travels."""
+    state = generator.shared_state()
+    value = {
+        "family": generator.plan.family,
+        "parameters": sum(p.numel() for p in generator.parameters()),
+        "private_parameters": sum(p.numel() for p in generator.private_module.parameters()),
+        "travelling": sorted(state),
+        "bytes": sum(t.numel() * t.element_size() for t in state.values()),
+    }
+    return Fact("generator.summary", value, "public", f"{_SOURCE}.generator_fact")
+
+
+def peak_memory_fact(engine: Engine) -> Fact:
+    """Largest resident memory of this process, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    covers = "simulator and all sites" if engine == "inprocess" else "simulator without workers"
+    return Fact(
+        "run.peak_memory_bytes",
+        peak * unit,
+        "public",
+        f"{_SOURCE}.peak_memory_fact",
+        detail={"covers": covers},
+    )
+
+
+def _versions(engine: Engine) -> dict[str, str]:
+    """Python's and the libraries' versions."""
+    found = {"python": platform.python_version()}
+    for name in (*_LIBRARIES, *(("ray",) if engine == "ray" else ())):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "NOT RECORDED"
+    return found
+
+
+def _device(plan: Plan) -> dict[str, Any]:
+    """Where training runs."""
+    import torch
+
+    from synth_common.privacy.training import pick_device
+
+    device = pick_device(plan.training.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"device": device.type, "threads": torch.get_num_threads(), "processor": name}
+
+
+def _processor() -> str:
+    """The processor's model name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

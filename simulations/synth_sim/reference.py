@@ -1,0 +1,71 @@
+"""The command-line reference, made from the commands themselves.
+
+``python -m synth_sim.reference`` prints ``docs/reference/cli.md``; a test holds the file
+equal to this, so that no option can go undocumented.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+import click
+import typer
+
+from synth_sim.cli import app
+
+_HEAD = """# synth-sim
+
+Made by `python -m synth_sim.reference > docs/reference/cli.md`; do not edit by hand.
+
+Expected errors are one line on stderr, and the [exit code](exit-codes.md) says which
+kind. `--set` takes any key of a scenario; see the packaged scenarios for all sections.
+"""
+
+
+def cli_reference() -> str:
+    """Markdown of every command, argument and option of ``synth-sim``."""
+    group = typer.main.get_command(app)
+    if not isinstance(group, click.Group):  # one command only would not be a group
+        raise TypeError("synth-sim is expected to have several commands")
+    parts = [_HEAD]
+    for name in sorted(group.commands):
+        parts.append(_command(name, group.commands[name]))
+    return "\n".join(parts)
+
+
+def _command(name: str, command: click.Command) -> str:
+    """One command as a section."""
+    lines = [f"## synth-sim {name}", "", inspect.cleandoc(command.help or ""), ""]
+    rows = [_row(parameter) for parameter in command.params]
+    if rows:
+        lines += ["| parameter | value | default | meaning |", "|---|---|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def _row(parameter: click.Parameter) -> str:
+    """One parameter as a table row."""
+    if not isinstance(parameter, click.Option):
+        metavar = parameter.metavar or (parameter.name or "").upper()
+        return f"| `{metavar}` | required | | see above |"
+    kind = parameter.type
+    shown = _default(parameter)
+    value = "flag" if parameter.is_flag else parameter.metavar or kind.name
+    if isinstance(kind, click.Choice):
+        value = ", ".join(f"`{choice}`" for choice in kind.choices)
+    help_text = (getattr(parameter, "help", None) or "").replace("|", "\\|")
+    return f"| `{parameter.opts[0]}` | {value} | {shown} | {help_text} |"
+
+
+def _default(option: click.Option) -> str:
+    """The default as a user would type it; empty where there is none worth typing."""
+    if option.required:
+        return "required"
+    default = option.default
+    if isinstance(default, bool) or not isinstance(default, str | int | float):
+        return ""
+    return f"`{getattr(default, 'value', default)}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(cli_reference())

@@ -1,0 +1,221 @@
+"""One simulated federation from start to report.
+
+A run lives in one directory and can be continued after anything that stopped it: sites
+keep ledgers and paid replies, the server a checkpoint per round, and facts are appended
+as they are measured.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synth_common.errors import ConfigError, Interrupted, StorageError
+from synth_common.facts import Fact, FactLog, read_facts
+from synth_common.randomness import derive_seed
+from synth_sim.progress import Reporter, reporter
+from synth_sim.scenario import Scenario, load_scenario, save_scenario
+from synth_sim.transport import Engine
+
+if TYPE_CHECKING:
+    from synth_server.rounds import Ended
+    from synth_sim.federate import Federation
+
+_SOURCE = "synth_sim.run.run_scenario"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, apart from what.
+
+    Attributes:
+        out: The run directory.
+        engine: Transport between server and sites.
+        resume: Continue what is in ``out``.
+        command: Command line, for the report.
+    """
+
+    out: Path
+    engine: Engine = "inprocess"
+    resume: bool = False
+    command: str = ""
+
+
+def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
+    """Prepare the sites, train, evaluate and report. Returns the path of ``report.html``.
+
+    Args:
+        scenario: What to run; on resume it must be the run's own.
+        options: Where and how.
+
+    Raises:
+        ConfigError: ``out`` is in use, not empty, or holds another run.
+        Interrupted: Ctrl-C; the run can be continued.
+        SynthwardError: Whatever stopped the run; see its class.
+    """
+    with _held(options):
+        try:
+            return _run(scenario, options)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "stopped; finished rounds are kept. Continue with: synth-sim run "
+                f"{scenario.name} --out {options.out} --resume"
+            ) from None
+
+
+def load_run(out: Path) -> Scenario:
+    """The scenario of a run directory. Raises ConfigError where there is none."""
+    path = out / "scenario.toml"
+    if not path.is_file():
+        raise ConfigError(f"{out} holds no run (no scenario.toml)")
+    return load_scenario(str(path))
+
+
+@contextmanager
+def _held(options: RunOptions) -> Iterator[None]:
+    """Own the run directory: made if missing, empty unless resumed, locked."""
+    out = options.out
+    try:
+        if not options.resume:
+            out.mkdir(parents=True, exist_ok=True)
+        elif not (out / "scenario.toml").is_file():
+            raise ConfigError(f"--resume: {out} holds no run (no scenario.toml); check --out")
+        found = sorted(path.name for path in out.iterdir() if path.name != ".lock")
+        if found and not options.resume:
+            raise ConfigError(
+                f"--out {out} is not empty (holds {', '.join(found[:3])}); "
+                "choose another directory, or continue the run in it with --resume"
+            )
+        lock = (out / ".lock").open("w")
+    except OSError as err:
+        raise StorageError(f"cannot use {out} as run directory: {err.strerror}") from err
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"another process is running in {out}; wait for it to end") from None
+        yield
+
+
+def _run(scenario: Scenario, options: RunOptions) -> Path:
+    """The run behind the lock."""
+    from synth_common.reporting.report import write_report
+    from synth_server.checkpoint import load_latest
+    from synth_sim.federate import federate
+
+    began = time.perf_counter()
+    log = FactLog(options.out / "facts.jsonl")
+    known = _known(scenario, options, log)
+    if "run.finished" not in known:
+        if "run.id" not in known:
+            _prepare(scenario, options, log)
+        run_id, digest = scenario.run_id(), scenario.plan.digest()
+        checkpoint = load_latest(options.out / "checkpoints", run_id, digest)
+        completed = 0 if checkpoint is None else checkpoint.round
+        if options.resume:
+            log.append(Fact("run.resumed", {"at_round": completed + 1}, "public", _SOURCE))
+        with reporter(scenario.training.rounds, completed) as tell:
+            run = _open(scenario, options, log, tell)
+            state = run.generator.shared_state() if checkpoint is None else dict(checkpoint.state)
+            ended, judging = federate(run, options.engine, (completed, state))
+            _finish(run, options, ended, (began, judging))
+    return write_report(options.out)
+
+
+def _known(scenario: Scenario, options: RunOptions, log: FactLog) -> set[str]:
+    """Names of facts recorded before; refuses to resume what is another run."""
+    if not options.resume:
+        save_scenario(scenario, options.out / "scenario.toml")
+        return set()
+    stored = load_run(options.out)
+    if stored.run_id() != scenario.run_id():
+        raise ConfigError(
+            f"--resume: {options.out} holds a run of scenario {stored.name!r} with other settings "
+            "or seed; leave --set and --seed out, or choose another --out"
+        )
+    return {fact.name for fact in read_facts(log.path)} if log.path.exists() else set()
+
+
+def _prepare(scenario: Scenario, options: RunOptions, log: FactLog) -> None:
+    """Make the sites and record everything known before training, in one write."""
+    from synth_common.generators import build_generator
+    from synth_sim.prepare import prepare_sites
+    from synth_sim.record import generator_fact, run_facts
+
+    began = time.perf_counter()
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    facts = prepare_sites(scenario, options.out)
+    facts += run_facts(scenario, options.engine, options.command)
+    facts.append(generator_fact(build_generator(scenario.generator, seed=0)))
+    facts.append(Fact("run.started", started, "public", _SOURCE))
+    facts.append(_seconds("data", time.perf_counter() - began))
+    log.extend(facts)
+
+
+def _open(scenario: Scenario, options: RunOptions, log: FactLog, tell: Reporter) -> Federation:
+    """Load the sites and build the generator with its public initial weights."""
+    from synth_client.site import load_site
+    from synth_common.generators import build_generator
+    from synth_sim.federate import Federation
+    from synth_sim.prepare import site_directories
+
+    generator = build_generator(scenario.generator, derive_seed(scenario.seed, "generator"))
+    sites = [load_site(path) for path in site_directories(scenario, options.out).values()]
+    return Federation(scenario, options.out, log, tell, generator, sites)
+
+
+def _finish(run: Federation, options: RunOptions, ended: Ended, clock: tuple[float, float]) -> None:
+    """Judge the pooled result, gather the sites' facts, and close the run in one write."""
+    from synth_client.site import privacy_facts
+    from synth_sim.judge import pooled_utility, write_grids
+    from synth_sim.record import peak_memory_fact
+
+    scenario = run.scenario
+    began, judging = clock
+    start = time.perf_counter()
+    run.tell.note("training classifiers on synthetic and on real images")
+    run.generator.eval()
+    facts = pooled_utility(scenario, run.sites, run.generator)
+    facts += write_grids(scenario, run.sites, run.generator, run.out)
+    for site in run.sites:
+        facts += privacy_facts(site, scenario.plan)
+        facts += list(read_facts(site.facts.path)) if site.facts.path.exists() else []
+    rounds = {
+        "planned": scenario.training.rounds,
+        "completed": ended.completed,
+        "ended": ended.reason,
+    }
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    facts += [
+        Fact("run.rounds", rounds, "public", _SOURCE),
+        peak_memory_fact(options.engine),
+        *_times(run, judging + time.perf_counter() - start, time.perf_counter() - began),
+        Fact("run.finished", now, "public", _SOURCE),
+    ]
+    run.log.extend(facts)
+
+
+def _times(run: Federation, evaluation: float, process: float) -> Sequence[Fact]:
+    """Seconds by phase. A resumed run adds up what its processes recorded."""
+    known = list(read_facts(run.log.path))
+    rounds = {f.round: float(f.value["seconds"]) for f in known if f.name == "federation.round"}
+    training = sum(rounds.values())
+    total = process
+    if any(fact.name == "run.resumed" for fact in known):
+        data = sum(float(f.value) for f in known if f.name == "run.seconds")
+        total = data + training + evaluation
+    return [
+        _seconds("training", training),
+        _seconds("evaluation", evaluation),
+        _seconds("total", total),
+    ]
+
+
+def _seconds(phase: str, seconds: float) -> Fact:
+    return Fact("run.seconds", round(seconds, 3), "public", _SOURCE, detail={"phase": phase})

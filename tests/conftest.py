@@ -1,0 +1,31 @@
+"""Shared fixtures: quiet libraries, few threads, and the real images where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+for _name, _value in {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "OMP_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+_DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real images; skips where it is missing, and fails in CI."""
+    root = Path(os.environ.get("SYNTHWARD_DATA") or _DEFAULT_DATA)
+    if not (root / "README.md").is_file():
+        message = f"no real images at {root}; set SYNTHWARD_DATA to the folder that holds them"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return root

@@ -1,0 +1,468 @@
+"""Facts of invented runs, in the shapes that real runs record, for the reporting tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synth_common.facts import Fact, Scope
+from synth_common.plan import Plan, PrivacyPlan
+from synth_common.reporting.grids import write_grid
+
+SITES = ("guangzhou-north", "guangzhou-south", "nih-clinical-center")
+CLASSES = ["normal", "pneumonia"]
+METRICS = {
+    "frechet": ("lower", 14.2, 3.1),
+    "kid": ("lower", 0.0412, 0.00123),
+    "precision": ("higher", 0.613, 0.842),
+    "recall": ("higher", 0.287, 0.851),
+    "density": ("higher", 0.544, 0.983),
+    "coverage": ("higher", 0.402, 0.917),
+}
+ENCODERS = ("radiomics-47", "convolution-seed-2024")
+SECURE = {"kind": "secure", "statement": "Noise came from the operating system's secure source."}
+SEEDED = {"kind": "simulation", "statement": "Noise came from a seeded generator."}
+
+
+def _fact(name: str, value: Any, scope: Scope = "public", **where: Any) -> Fact:
+    return Fact(
+        name=name,
+        value=value,
+        scope=scope,
+        source="tests.reporting_facts",
+        time="2025-11-22T17:00:00+00:00",
+        **where,
+    )
+
+
+def run_facts(
+    sites: Sequence[str] = SITES,
+    rounds: int = 6,
+    epsilon: float = 8.0,
+    unit: str = "patient",
+    noise: dict[str, str] = SECURE,
+    family: str = "vae",
+) -> list[Fact]:
+    """Every fact of the catalogue that a run records, but for the comparison's rows."""
+    return [
+        *_course(rounds),
+        *_data(sites),
+        *_privacy(sites, rounds, epsilon, unit, noise),
+        *_training(sites, rounds, family),
+        *_quality(sites, family),
+        *_utility(sites),
+        *_membership(sites),
+        _fact(
+            "samples.grid",
+            "samples/synthetic.png",
+            "released",
+            detail={
+                "kind": "synthetic",
+                "caption": "Drawn by the generator after the last round",
+                "rows": CLASSES,
+                "columns": 6,
+            },
+        ),
+        _fact(
+            "samples.grid",
+            "samples/phantom.png",
+            detail={
+                "kind": "phantom",
+                "caption": "Procedurally drawn reference",
+                "rows": CLASSES,
+                "columns": 6,
+            },
+        ),
+    ]
+
+
+def _course(rounds: int) -> list[Fact]:
+    plan = Plan(privacy=PrivacyPlan(epsilon=8.0))
+    return [
+        _fact("run.id", "20251122-170000-7f3a"),
+        _fact(
+            "run.scenario",
+            {"name": "chest-xray-hospitals", "title": "Chest radiographs of three hospitals"},
+        ),
+        _fact("run.command", "synth-sim run chest-xray-hospitals --seed 7 --out runs/chest"),
+        _fact("run.seed", 7),
+        _fact("run.engine", "inprocess"),
+        _fact("run.simulation", True),
+        _fact("run.started", "2025-11-22T17:00:00+00:00"),
+        _fact("run.finished", "2025-11-22T17:31:42+00:00"),
+        *(
+            _fact("run.seconds", seconds, detail={"phase": phase})
+            for phase, seconds in {
+                "data": 12.34,
+                "training": 1422.6,
+                "evaluation": 466.1,
+                "total": 1901.9,
+            }.items()
+        ),
+        _fact("run.peak_memory_bytes", 1_873_412_096),
+        _fact("run.versions", {"python": "3.11.9", "torch": "2.13.0", "opacus": "1.6.0"}),
+        _fact("run.device", {"device": "cpu", "threads": 2, "processor": "x86_64"}),
+        _fact("run.rounds", {"planned": rounds, "completed": rounds, "ended": "completed"}),
+        _fact("run.resumed", {"at_round": 3}),
+        _fact("plan.digest", plan.digest()),
+        _fact("plan.settings", plan.model_dump(mode="json")),
+    ]
+
+
+def _data(sites: Sequence[str]) -> list[Fact]:
+    facts = [
+        _fact("data.classes", CLASSES),
+        _fact("data.shape", {"size": 64, "channels": 1, "with_mask": False}),
+        _fact("data.partition", {"kind": "sources", "holdout": 0.25}),
+        _fact(
+            "data.licence",
+            "CC BY 4.0, Kermany, Zhang and Goldbaum 2018",
+            detail={"source": "cxr_site_a"},
+        ),
+        _fact(
+            "data.intake",
+            {
+                "offered": 5863,
+                "accepted": 5856,
+                "set_aside": {"constant image": 4, "unreadable": 3},
+                "duplicates": {"groups": 32, "images": 65, "across_patients": 2},
+            },
+            "site-local",
+            detail={"source": "cxr_site_a"},
+        ),
+    ]
+    for i, site in enumerate(sites):
+        split = {
+            "train_patients": 1204 + i,
+            "train_images": 2310 + 7 * i,
+            "holdout_patients": 301 + i,
+            "holdout_images": 588 + i,
+            "train_per_class": {"normal": 611 + i, "pneumonia": 1699 + i},
+            "holdout_per_class": {"normal": 160 + i, "pneumonia": 428 + i},
+        }
+        facts += [
+            _fact(
+                "data.source",
+                {"name": "cxr_site_a", "kind": "npz", "path": "cxr_site_a/images.npz"},
+                site=site,
+            ),
+            _fact("data.split", split, "site-local", site=site),
+        ]
+    shift = {"simulated": True, "gamma": 1.12, "blur": 0.4, "noise": 0.01, "border_text": "L"}
+    return [*facts, _fact("data.scanner_shift", shift, site=sites[-1])]
+
+
+def _privacy(
+    sites: Sequence[str], rounds: int, epsilon: float, unit: str, noise: dict[str, str]
+) -> list[Fact]:
+    private = math.isfinite(epsilon)
+    facts = [
+        _fact("privacy.unit", unit),
+        _fact("privacy.delta", 1e-5),
+        _fact(
+            "privacy.trust_model",
+            {
+                "name": "local",
+                "meaning": "A patient trusts only the own hospital; every update that leaves it "
+                "already carries the noise of the stated epsilon.",
+            },
+        ),
+        _fact("privacy.adjacency", f"One {unit} is added or removed."),
+        _fact("privacy.noise_source", noise),
+    ]
+    for i, site in enumerate(sites):
+        rate, steps = 0.0531 + 0.0007 * i, 40 * rounds
+        multiplier = 1.021 + 0.013 * i if private else 0.0
+        facts.append(
+            _fact(
+                "privacy.site",
+                {
+                    "epsilon": epsilon - 0.0123 - 0.021 * i if private else "inf",
+                    "target_epsilon": epsilon if private else "inf",
+                    "budget_epsilon": 10.0 if private else "inf",
+                    "delta": 1e-5,
+                    "noise_multiplier": multiplier,
+                    "sample_rate": rate,
+                    "steps": steps,
+                    "accountant": "prv",
+                    "clip_norm": 1.0,
+                    "max_images_per_patient": 4 if unit == "patient" else 1,
+                    "denominator": 64,
+                    "ledger_head": f"{i + 1:064x}",
+                    "history": [
+                        {"noise_multiplier": multiplier, "sample_rate": rate, "steps": steps}
+                    ],
+                },
+                site=site,
+            )
+        )
+        for r in range(1, rounds + 1):
+            spent = (epsilon - 0.0123 - 0.021 * i) * (r / rounds) ** 0.6 if private else "inf"
+            facts.append(_fact("privacy.epsilon", spent, site=site, round=r))
+    return facts
+
+
+def _training(sites: Sequence[str], rounds: int, family: str) -> list[Fact]:
+    facts = [
+        _fact(
+            "generator.summary",
+            {
+                "family": family,
+                "parameters": 412_833,
+                "private_parameters": 398_112,
+                "travelling": ["decoder.0.weight", "decoder.0.bias"],
+                "bytes": 1_651_332,
+            },
+        ),
+        _fact(
+            "training.warning",
+            "The images of one class resemble each other: diversity 0.08 is below 0.10.",
+            "released",
+            round=2,
+        ),
+        _fact(
+            "federation.failure",
+            {"code": "timeout", "reason": "No reply within 3600 s."},
+            site=sites[-1],
+            round=2,
+        ),
+    ]
+    for r in range(1, rounds + 1):
+        present = [s for s in sites if (s, r) != (sites[-1], 2)]
+        facts += [
+            _fact(
+                "training.loss",
+                612.0 - 31.7 * r + 8.3 * i,
+                "site-local",
+                site=site,
+                round=r,
+                detail={"loss": "negative ELBO, nats per image"},
+            )
+            for i, site in enumerate(present)
+        ]
+        facts += [
+            _fact(
+                "training.health",
+                {"pixel_spread": 0.11 + 0.004 * r, "pairwise_distance": 3.1 + 0.2 * r},
+                "released",
+                round=r,
+            ),
+            _fact(
+                "federation.round",
+                {
+                    "replies": present,
+                    "seconds": 237.1 + r,
+                    "bytes_down": 1_651_332 * len(sites),
+                    "bytes_up": 1_651_332 * len(present),
+                },
+                round=r,
+            ),
+        ]
+    return facts
+
+
+def _quality(sites: Sequence[str], family: str) -> list[Fact]:
+    facts = []
+    for i, site in enumerate([None, *sites]):
+        n = {"n_real": 1767 if site is None else 588 + i, "n_synthetic": 2000}
+        for j, encoder in enumerate(ENCODERS):
+            for name, (better, value, floor) in METRICS.items():
+                detail = {
+                    **n,
+                    "encoder": encoder,
+                    "encoder_sha256": "ab12" * 16,
+                    "floor": floor * (1 + 0.3 * j),
+                    "better": better,
+                }
+                facts.append(
+                    _fact(
+                        f"quality.{name}",
+                        value * (1 + 0.05 * i + 0.21 * j),
+                        "site-local",
+                        site=site,
+                        detail=detail,
+                    )
+                )
+        own = {**n, "encoder_sha256": "cd34" * 16, "better": "higher"}
+        facts += [
+            _fact(
+                "quality.ms_ssim_diversity",
+                0.412 + 0.01 * i,
+                "site-local",
+                site=site,
+                detail={**own, "encoder": "pixels", "floor": 0.561},
+            ),
+            _fact(
+                "quality.inception_score",
+                1.62 + 0.01 * i,
+                "site-local",
+                site=site,
+                detail={
+                    **own,
+                    "encoder": "classifier-chest",
+                    "floor": None,
+                    "interval": [1.55, 1.71],
+                },
+            ),
+        ]
+        if family == "vae":
+            error = {"ssim": 0.587, "psnr": 19.83, "mse": 0.0104, "mae": 0.0733}
+            bound = {"reconstruction_loss": 401.2, "kl": 18.63}
+            facts += [
+                _fact(
+                    "quality.reconstruction",
+                    error,
+                    "site-local",
+                    site=site,
+                    detail={"n_real": n["n_real"]},
+                ),
+                _fact(
+                    "quality.elbo", bound, "site-local", site=site, detail={"n_real": n["n_real"]}
+                ),
+            ]
+    return facts
+
+
+def _utility(sites: Sequence[str]) -> list[Fact]:
+    facts = []
+    for i, site in enumerate([None, *sites]):
+        for trained_on, score in {"synthetic": 0.703, "real": 0.871, "both": 0.882}.items():
+            value = score - 0.011 * i
+            facts.append(
+                _fact(
+                    "utility.classification",
+                    {
+                        "balanced_accuracy": value,
+                        "accuracy": value + 0.02,
+                        "auc": value + 0.05,
+                        "per_class": {"normal": value - 0.03, "pneumonia": value + 0.03},
+                    },
+                    "site-local",
+                    site=site,
+                    detail={
+                        "trained_on": trained_on,
+                        "interval": [value - 0.034, value + 0.028],
+                        "seeds": 3,
+                        "n_train": 2000,
+                        "n_test": 1767 if site is None else 588 + i,
+                        "test_patients": 904 if site is None else 301 + i,
+                        "classifier": "small convolutional network",
+                    },
+                )
+            )
+    return facts
+
+
+def _membership(sites: Sequence[str]) -> list[Fact]:
+    facts = []
+    for i, site in enumerate(sites):
+        for j, attack in enumerate(("distance", "calibrated distance")):
+            auc = 0.504 + 0.009 * i + 0.004 * j
+            resolvable = i == 0
+            facts.append(
+                _fact(
+                    "membership.attack",
+                    {
+                        "attack": attack,
+                        "auc": auc,
+                        "auc_interval": [auc - 0.031, auc + 0.033],
+                        "tpr_at_1pct_fpr": 0.0133 if resolvable else "not resolvable",
+                        "tpr_interval": [0.0036, 0.0338] if resolvable else "not resolvable",
+                        "baseline_auc": 0.496,
+                        "baseline_interval": [0.463, 0.529],
+                        "control_auc": 0.501,
+                        "control_interval": [0.467, 0.535],
+                        "verdict": "attack not found",
+                        "power": "would have found an AUC of 0.55 or more 9 times in 10",
+                    },
+                    "site-local",
+                    site=site,
+                    detail={
+                        "n_members": 301,
+                        "n_nonmembers": 301 if resolvable else 250,
+                        "n_synthetic": 2000,
+                        "encoder": ENCODERS[0],
+                        "encoder_sha256": "ab12" * 16,
+                    },
+                )
+            )
+    return facts
+
+
+def variants() -> dict[str, list[Fact]]:
+    """Runs that a report must survive, by name."""
+    many = [f"hospital-{i}" for i in range(1, 33)]
+    whole = run_facts()
+    long = "Universitätsklinikum der Stadt mit dem sehr langen Namen & Söhne <Radiologie> $1 "
+    training = ("run.", "plan.", "data.", "privacy.", "training.", "generator.", "federation.")
+    holes = [
+        f for f in whole if not (f.name in ("privacy.epsilon", "training.loss") and f.round == 4)
+    ]
+    return {
+        "whole": whole,
+        "simulation-noise": run_facts(noise=SEEDED),
+        "no-privacy": run_facts(epsilon=math.inf),
+        "image-unit": run_facts(unit="image", noise=SEEDED),
+        "gan": run_facts(family="gan"),
+        "many-sites": run_facts(sites=many, rounds=20),
+        "one-site": run_facts(sites=["only"], rounds=1),
+        "long-names": run_facts(sites=[long + "Nord", long + "Süd", "_北京医院"]),
+        "training-only": [f for f in whole if f.name.startswith(training)],
+        "missing-rounds": holes,
+        "missing-privacy": [f for f in whole if not f.name.startswith("privacy.")],
+        "nothing": [],
+    }
+
+
+def write_samples(run_dir: Path) -> None:
+    """Sample grids that the facts name: blobs in noise, from a fixed seed."""
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    lungs = np.exp(-((np.abs(x) - 0.45) ** 2 / 0.06 + y**2 / 0.3))
+    images = 0.75 - 0.5 * lungs + rng.normal(0, 0.03, (12, 1, 32, 32))
+    spots = np.stack(
+        [(x - a) ** 2 + (y - b) ** 2 < 0.04 for a, b in rng.uniform(-0.5, 0.5, (12, 2))]
+    )
+    spots[:6] = False
+    images = np.clip(images + 0.3 * spots[:, None], 0, 1)
+    write_grid(images, CLASSES, run_dir / "samples/synthetic.png", "Synthetic")
+    write_grid(images, CLASSES, run_dir / "samples/phantom.png", "Phantom", masks=spots)
+
+
+def comparison_facts() -> list[Fact]:
+    """A comparison of two families at three budgets, with one number missing."""
+    rows = []
+    for i, family in enumerate(("vae", "gan")):
+        for j, epsilon in enumerate((8.0, "inf", 1.0)):
+            loss = (0.0, -1.0, 1.0)[j]
+            row = {
+                "family": family,
+                "epsilon": epsilon,
+                "seed": 7,
+                "epsilon_spent": epsilon if epsilon == "inf" else 0.99 * float(epsilon),
+                "frechet_radiomics": 14.2 + 3.1 * loss + i,
+                "kid_radiomics": 0.0412 + 0.008 * loss,
+                "precision_radiomics": 0.613 - 0.07 * loss,
+                "recall_radiomics": 0.287 - 0.06 * loss + 0.05 * i,
+                "ms_ssim_diversity": 0.412 + 0.02 * loss - 0.1 * i,
+                "utility_synthetic_balanced_accuracy": 0.703 - 0.06 * loss,
+                "utility_synthetic_balanced_accuracy_interval": [
+                    0.67 - 0.06 * loss,
+                    0.74 - 0.06 * loss,
+                ],
+                "utility_real_balanced_accuracy": 0.871,
+                "membership_auc": 0.52 - 0.03 * loss,
+                "membership_auc_interval": [0.49 - 0.03 * loss, 0.55 - 0.03 * loss],
+                "membership_tpr_at_1pct_fpr": 0.0133,
+                "seconds": 640.5 + 120 * i,
+                "peak_memory_bytes": 1_873_412_096 + 10**8 * i,
+                "report": f"{family}-{epsilon}/report.html",
+            }
+            if (family, epsilon) == ("gan", 1.0):
+                del row["membership_auc"]
+            rows.append(_fact("compare.row", row, "site-local"))
+    return [*_course(6), *rows]

@@ -1,0 +1,51 @@
+"""Small sites with real structure, for tests that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from synth_client.site import Site
+from synth_common.images.imageset import ImageSet
+from synth_common.plan import FederationPlan, GeneratorPlan, Plan, PrivacyPlan, TrainingPlan
+
+
+def blobs(n: int, seed: int = 0, size: int = 28, per_patient: int = 2) -> ImageSet:
+    """Two classes of bright blobs, left and right; patients with several images."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    y, x = np.mgrid[:size, :size]
+    centre = size * (0.35 + 0.3 * labels) + rng.normal(0, 1.5, n)
+    images = np.exp(-((x - centre[:, None, None]) ** 2 + (y - size / 2) ** 2) / size)
+    patients = np.array([f"{seed}-{i // per_patient}" for i in range(n)])
+    return ImageSet(
+        images[:, None].astype(np.float32), labels.astype(np.int64), ("left", "right"), patients
+    )
+
+
+def small_plan(family: str = "vae", **privacy: object) -> Plan:
+    """Three short rounds on 28 px."""
+    terms = {"noise": "simulation", "epsilon": 8.0, **privacy}
+    return Plan(
+        generator=GeneratorPlan(
+            family=family, size=28, classes=("left", "right"), width=8, latent_dim=4,
+            fakes_per_step=8, critic_steps=2,
+        ),
+        training=TrainingPlan(rounds=3, steps_per_round=5, patients_per_step=10),
+        privacy=PrivacyPlan.model_validate(terms),
+        federation=FederationPlan(min_sites=2),
+    )  # fmt: skip
+
+
+def small_site(directory: Path, name: str = "north", seed: int = 0, budget: float = 8.0) -> Site:
+    """Forty patients, declared as forty."""
+    return Site(
+        name=name,
+        directory=directory / name,
+        train=blobs(80, seed),
+        holdout=blobs(20, seed + 1000),
+        nominal_patients=40,
+        budget_epsilon=budget,
+        seed=seed,
+    )

@@ -1,0 +1,52 @@
+"""Documentation that must not drift from the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from synth_common import errors
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKDOWN = [
+    *ROOT.glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
+]
+
+
+def _branches(base=errors.SynthwardError):
+    yield base
+    for child in base.__subclasses__():
+        yield from _branches(child)
+
+
+def test_every_error_has_its_row_and_every_row_its_error():
+    page = (ROOT / "docs/reference/exit-codes.md").read_text()
+    rows = dict(re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.M))
+    in_code = {}
+    for branch in _branches():
+        if branch.__module__ == "synth_common.errors":
+            in_code[str(branch.exit_code)] = branch.__name__
+    assert rows == in_code
+
+
+def test_exit_codes_differ():
+    codes = [b.exit_code for b in _branches() if b.__module__ == "synth_common.errors"]
+    assert len(set(codes)) == len(codes)
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not target.startswith(("http:", "https:", "mailto:")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_nothing_calls_synthetic_data_anonymous():
+    word = "anony" + "mous"
+    for path in [*MARKDOWN, *ROOT.glob("*/synth_*/**/*")]:
+        if path.suffix in {".md", ".py", ".j2", ".toml", ".html"}:
+            text = path.read_text().lower()
+            assert word not in text, path

@@ -1,0 +1,167 @@
+"""Per-patient clipping: the fast rules against a slow loop, and what must be refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from synth_common.errors import PrivacyError, TrainingError
+from synth_common.generators import Generator, build_generator
+from synth_common.plan import GeneratorPlan
+from synth_common.privacy.gradients import PatientGradients, Rows, sum_gradients
+
+
+def _slow(losses: torch.Tensor, network: nn.Module, rows: Rows, clip: float):
+    """The definition: one autograd call per patient, then clip, then sum."""
+    parameters = list(network.parameters())
+    total = [torch.zeros_like(p) for p in parameters]
+    norms, start = [], 0
+    for count in rows.counts:
+        mean = losses[start : start + count].mean()
+        gradient = torch.autograd.grad(mean, parameters, retain_graph=True, allow_unused=True)
+        gradient = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(parameters, gradient, strict=True)
+        ]
+        norm = math.sqrt(sum(g.square().sum().item() for g in gradient))
+        norms.append(norm)
+        for t, g in zip(total, gradient, strict=True):
+            t += g * min(1.0, clip / norm)
+        start += count
+    return dict(zip(parameters, total, strict=True)), norms
+
+
+def _batch(plan: GeneratorPlan, n: int):
+    rng = torch.Generator().manual_seed(3)
+    channels = plan.channels + int(plan.with_mask)
+    images = torch.rand(n, channels, plan.size, plan.size, generator=rng)
+    return images, torch.randint(len(plan.classes), (n,), generator=rng)
+
+
+def _generator(family: str, size: int, channels: int = 1, mask: bool = False) -> Generator:
+    plan = GeneratorPlan(family=family, size=size, channels=channels, with_mask=mask, width=16)
+    return build_generator(plan, seed=1)
+
+
+@pytest.mark.parametrize("family", ["vae", "gan"])
+@pytest.mark.parametrize(
+    ("size", "channels", "mask"), [(28, 1, False), (32, 3, True), (64, 1, True)]
+)
+def test_fast_clipping_equals_the_definition_per_patient(family, size, channels, mask):
+    generator = _generator(family, size, channels, mask)
+    rows = Rows((1, 1, 2, 3, 3))
+    images, labels = _batch(generator.plan, rows.total)
+
+    def loss():
+        return generator.private_loss(images, labels, torch.Generator().manual_seed(5))
+
+    norms_only = _slow(loss(), generator.private_module, rows, math.inf)[1]
+    clip = sorted(norms_only)[2]  # some patients above, some below
+    expected, norms = _slow(loss(), generator.private_module, rows, clip)
+    got = PatientGradients(generator.private_module).clipped_sum(loss, rows, clip)
+    assert torch.allclose(got.norms, torch.tensor(norms), rtol=1e-5)
+    assert got.gradients.keys() == expected.keys()
+    scale = max(g.abs().max().item() for g in expected.values())
+    for parameter, gradient in expected.items():
+        assert (got.gradients[parameter] - gradient).abs().max().item() <= 1e-5 * scale
+
+
+class _Odd(nn.Module):
+    """Layers outside the fast rules: strides, groups, an affine norm, a sequence linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strided = nn.Conv2d(1, 8, 3, stride=2, padding=1)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.norm = nn.GroupNorm(2, 8)
+        self.wide = nn.Conv2d(8, 8, 5, dilation=2)
+        self.sequence = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.grouped(self.strided(x)).tanh())
+        x = self.wide(x).flatten(2).transpose(1, 2)
+        return self.sequence(x).square().sum((1, 2))
+
+
+def test_layers_without_a_fast_rule_use_opacus_and_agree():
+    torch.manual_seed(0)
+    network, rows = _Odd(), Rows((1, 2, 2))
+    x = torch.rand(5, 1, 24, 24)
+    expected, norms = _slow(network(x), network, rows, 0.5)
+    got = PatientGradients(network).clipped_sum(lambda: network(x), rows, 0.5)
+    assert torch.allclose(got.norms, torch.tensor(norms), rtol=1e-4)
+    for parameter, gradient in expected.items():
+        assert torch.allclose(got.gradients[parameter], gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["vae", "gan"])
+def test_one_more_patient_moves_the_sum_by_at_most_the_clip(family):
+    generator = _generator(family, 28)
+    images, labels = _batch(generator.plan, 6)
+    engine = PatientGradients(generator.private_module)
+
+    def clipped(n: int, counts: tuple[int, ...]):
+        def loss():
+            noise = torch.Generator().manual_seed(0)
+            return generator.private_loss(images[:n], labels[:n], noise)
+
+        return engine.clipped_sum(loss, Rows(counts), 0.1).gradients
+
+    with_patient, without = clipped(6, (1, 2, 3)), clipped(3, (1, 2))
+    moved = sum((with_patient[p] - without[p]).square().sum().item() for p in without)
+    assert 0.05 < math.sqrt(moved) <= 0.1 * (1 + 1e-4)
+
+
+def test_physical_batches_add_up_to_the_logical_one():
+    generator = _generator("gan", 28)
+    images, labels = _batch(generator.plan, 6)
+    engine, rng = PatientGradients(generator.private_module), torch.Generator()
+
+    def part(chosen: slice, counts: tuple[int, ...]):
+        return engine.clipped_sum(
+            lambda: generator.private_loss(images[chosen], labels[chosen], rng), Rows(counts), 0.1
+        )
+
+    whole = part(slice(0, 6), (1, 1, 2, 2)).gradients
+    pieces = sum_gradients([part(slice(0, 2), (1, 1)), part(slice(2, 6), (2, 2))])
+    for parameter, gradient in whole.items():
+        assert torch.allclose(pieces[parameter], gradient, atol=1e-6)
+
+
+def test_batch_normalisation_is_refused():
+    with pytest.raises(PrivacyError, match="BatchNorm"):
+        PatientGradients(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))
+
+
+def test_a_parameter_without_a_rule_is_refused():
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+    with pytest.raises(PrivacyError, match="no per-example gradient rule for Bare"):
+        PatientGradients(Bare())
+
+
+def test_a_layer_used_twice_is_refused():
+    layer = nn.Linear(3, 3)
+    engine = PatientGradients(nn.Sequential(layer))
+    with pytest.raises(PrivacyError, match="ran twice"):
+        engine.clipped_sum(lambda: layer(layer(torch.ones(1, 3))).sum(1), Rows((1,)), 1.0)
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    layer = nn.Linear(3, 1)
+    engine = PatientGradients(layer)
+    bad = torch.tensor([[1.0, math.nan, 0.0]])
+    with pytest.raises(TrainingError, match="not a finite"):
+        engine.clipped_sum(lambda: layer(bad).squeeze(1), Rows((1,)), 1.0)
+    assert all(p.requires_grad for p in layer.parameters())
+
+
+def test_rows_out_of_order_are_refused():
+    with pytest.raises(PrivacyError, match="ordered"):
+        Rows((2, 1))

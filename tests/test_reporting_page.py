@@ -1,0 +1,301 @@
+"""The page: self-contained, well-formed, complete, and never silent about what is missing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reporting_facts import SITES, comparison_facts, run_facts, variants, write_samples
+
+from synth_common.facts import Fact
+from synth_common.reporting import numbers
+from synth_common.reporting.compare import build_comparison
+from synth_common.reporting.compare_page import render_comparison
+from synth_common.reporting.html import render_report
+from synth_common.reporting.report import build_report
+
+_VOID = {"meta", "img", "br", "hr", "link", "input"}
+# The badge tests cover simulation noise; its page is that of image-unit.
+_PAGES = [*(v for v in variants() if v != "simulation-noise"), "comparison", "empty-comparison"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("run")
+    write_samples(directory)
+    return directory
+
+
+@cache
+def _page(name: str, run_dir: Path) -> str:
+    if name.endswith("comparison"):
+        return render_comparison(build_comparison(comparison_facts() if name[0] == "c" else []))
+    return render_report(build_report(variants()[name]), run_dir)
+
+
+class _Parser(HTMLParser):
+    """Collects tags, attributes and text, and whether every tag is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.faults: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}> at {self.getpos()}")
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text.append(data)
+
+
+def _parsed(page: str) -> _Parser:
+    parser = _Parser()
+    parser.feed(page)
+    parser.close()
+    return parser
+
+
+@pytest.mark.parametrize("name", _PAGES)
+def test_page_is_well_formed_and_self_contained(name: str, run_dir: Path) -> None:
+    page = _page(name, run_dir)
+    parser = _parsed(page)
+    assert parser.faults == []
+    assert parser.open == []
+    assert {tag for tag, _ in parser.tags} & {"script", "iframe", "link", "object"} == set()
+    targets = [a.get(k) or "" for _, a in parser.tags for k in ("src", "href", "action")]
+    assert [t for t in targets if re.match(r"\w+:", t) and not t.startswith("data:image/png")] == []
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "anonym" not in page.lower()
+    assert parser.tags[0] == ("html", {"lang": "en"})
+
+
+@pytest.mark.parametrize("name", _PAGES)
+def test_ids_are_unique_and_references_resolve(name: str, run_dir: Path) -> None:
+    page = _page(name, run_dir)
+    tags = _parsed(page).tags
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    references = {(a.get("href") or "")[1:] for _, a in tags if (a.get("href") or "")[:1] == "#"}
+    references |= set(re.findall(r"url\(#([^)]+)\)", page))
+    references |= {a["aria-labelledby"] or "" for _, a in tags if "aria-labelledby" in a}
+    assert references <= set(ids)
+
+
+@pytest.mark.parametrize("name", _PAGES)
+def test_plots_have_words_and_a_table_and_headers_a_scope(name: str, run_dir: Path) -> None:
+    parser = _parsed(_page(name, run_dir))
+    plots = [a for tag, a in parser.tags if tag == "svg"]
+    for attributes in plots:
+        assert attributes["role"] == "img"
+        assert re.search(r"\d", attributes["aria-label"] or "")
+    order = [tag for tag, _ in parser.tags if tag in ("svg", "table")]
+    if name == "comparison":  # one table stands before all plots
+        assert order[0] == "table"
+        assert len(plots) == 5
+    else:
+        assert [b for a, b in pairwise(order) if a == "svg"] == ["table"] * len(plots)
+    assert all(a.get("scope") for tag, a in parser.tags if tag == "th")
+    assert all(a.get("alt") for tag, a in parser.tags if tag == "img")
+
+
+def _shown(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _shown(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _shown(item)
+    elif value is not None and not isinstance(value, bool):
+        yield value
+
+
+def test_every_recorded_value_is_on_the_page(run_dir: Path) -> None:
+    page = "".join(_parsed(_page("whole", run_dir)).text)
+    kinds = (
+        numbers.measured,
+        numbers.setting,
+        numbers.epsilon_text,
+        numbers.bytes_text,
+        numbers.seconds_text,
+        numbers.when,
+        str,
+    )
+    # What the page shows in another form, or leaves to the JSON.
+    elsewhere = {"data.source", "samples.grid", "generator.summary"}
+    said_otherwise = {"lower", "higher", "training", "evaluation", "total"}
+    lost = [
+        (fact.name, value)
+        for fact in run_facts()
+        if fact.name not in elsewhere
+        for value in _shown([fact.value, dict(fact.detail)])
+        if value not in said_otherwise and not any(kind(value) in page for kind in kinds)
+    ]
+    assert lost == []
+
+
+def test_rounding_does_not_hide_an_epsilon_above_its_target(run_dir: Path) -> None:
+    facts = run_facts()
+    for fact in facts:
+        if fact.name == "privacy.site" and fact.site == SITES[0]:
+            fact.value["epsilon"] = 8.0001
+    assert "Epsilon above target at guangzhou-north" in render_report(build_report(facts), run_dir)
+
+
+def _marks(page: str) -> int:
+    return page.count('class="missing"')
+
+
+@pytest.mark.parametrize("name", ["whole", "no-privacy", "gan", "many-sites", "long-names"])
+def test_a_whole_run_misses_nothing(name: str, run_dir: Path) -> None:
+    assert _marks(_page(name, run_dir)) == 0
+
+
+@pytest.mark.parametrize("name", ["training-only", "missing-rounds", "missing-privacy", "nothing"])
+def test_what_is_missing_is_marked(name: str, run_dir: Path) -> None:
+    assert _marks(_page(name, run_dir)) > 0
+
+
+def test_every_single_missing_fact_is_marked_on_the_page(run_dir: Path) -> None:
+    # Facts whose absence means that nothing of the kind happened.
+    optional = {"run.resumed", "data.scanner_shift", "federation.failure"}
+    # Without plots a page takes a tenth of the time; what they show is tested below.
+    plotted = ("quality.", "utility.", "samples.", "membership.", "privacy.epsilon", "training.")
+    facts = run_facts(sites=["only"], rounds=1)
+    bare = [f for f in facts if not f.name.startswith(plotted)]
+    before = _marks(render_report(build_report(bare), run_dir))
+    silent = [
+        name
+        for name in sorted({f.name for f in bare} - optional)
+        if _marks(render_report(build_report([f for f in bare if f.name != name]), run_dir))
+        <= before
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("prefix", "sentence"),
+    [
+        ("quality.", "quality of the synthetic images"),
+        ("utility.", "usefulness of the synthetic images"),
+        ("membership.", "membership attacks on the synthetic images"),
+        ("samples.", "sample images"),
+        ("privacy.epsilon", "epsilon after each round"),
+        ("training.loss", "training losses"),
+        ("training.health", "health signals"),
+        ("quality.reconstruction", "reconstruction of held-out images"),
+        ("quality.elbo", "likelihood bound on held-out images"),
+    ],
+)
+def test_a_missing_section_says_so(prefix: str, sentence: str, run_dir: Path) -> None:
+    facts = [f for f in run_facts(sites=["only"], rounds=1) if not f.name.startswith(prefix)]
+    text = "".join(_parsed(render_report(build_report(facts), run_dir)).text)
+    assert f"NOT RECORDED: {sentence}" in text
+
+
+def test_first_screen_of_each_kind_of_run(run_dir: Path) -> None:
+    assert "NO PRIVACY GUARANTEE (epsilon = inf)" in _page("no-privacy", run_dir)
+    assert "carries the noise" not in "".join(
+        _parsed(_page("no-privacy", run_dir).split("<nav")[0]).text
+    )
+    assert "SIMULATION NOISE: NOT A RELEASE" in _page("image-unit", run_dir)
+    assert "SIMULATION NOISE" not in _page("whole", run_dir)
+    image = _page("image-unit", run_dir)
+    assert "per IMAGE, not per patient" in image
+    assert "several images is protected less" in image
+    assert "they would stay inside the hospital" in _page("whole", run_dir)
+
+
+def test_names_are_escaped(run_dir: Path) -> None:
+    page = _page("long-names", run_dir)
+    assert "<Radiologie>" not in page
+    assert "&lt;Radiologie&gt; $1 Nord" in page
+    assert "_北京医院" in page
+
+
+def test_a_grid_outside_the_run_or_not_a_png_is_not_embedded(tmp_path: Path) -> None:
+    inside = tmp_path / "run"
+    inside.mkdir()
+    write_samples(tmp_path)
+    (inside / "notes.png").write_text("no picture", encoding="utf-8")
+    facts = [
+        Fact("samples.grid", path, "public", "tests", detail={"kind": "phantom"})
+        for path in ("../samples/phantom.png", "notes.png", "absent.png")
+    ]
+    page = render_report(build_report(facts), inside)
+    assert "data:image/png" not in page
+    for path in ("phantom.png", "notes.png", "absent.png"):
+        assert f"{path} is not in the run directory" in page
+
+
+def test_templates_are_part_of_the_package() -> None:
+    from importlib.resources import files
+
+    root = files("synth_common.reporting") / "templates"
+    assert (root / "report.html.j2").is_file()
+    assert (root / "style.css").is_file()
+
+
+_CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+def _browse(page: Path, width: int, *extra: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        str(_CHROMIUM),
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
+        *("--disable-background-networking", "--disable-component-update"),
+        "--enable-logging=stderr",
+        f"--user-data-dir={page.parent / f'profile-{width}'}",
+        f"--window-size={width},1200",
+        *extra,
+        "--dump-dom",
+        page.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(_CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize(("name", "width"), [("long-names", 500), ("comparison", 500)])
+def test_browser_shows_the_page_without_complaint_or_overflow(
+    name: str, width: int, run_dir: Path, tmp_path: Path
+) -> None:
+    text = _page(name, run_dir)
+    page = tmp_path / "page.html"
+    page.write_text(text, encoding="utf-8")
+    assert "CONSOLE" not in _browse(page, width).stderr
+    # A copy that may run a script measures itself, and complains, so that we know we would hear.
+    measure = (
+        "<script>const d=document.documentElement;console.error('heard');"
+        "d.dataset.overflow=d.scrollWidth-d.clientWidth;d.dataset.height=d.scrollHeight;</script>"
+    )
+    open_text = re.sub(r"<meta http-equiv[^>]+>", "", text).replace("</body>", f"{measure}</body>")
+    page.write_text(open_text, encoding="utf-8")
+    shown = _browse(page, width)
+    assert "heard" in shown.stderr
+    found = re.search(r'data-overflow="(-?\d+)" data-height="(\d+)"', shown.stdout)
+    assert found is not None
+    assert int(found[1]) <= 0
+    assert int(found[2]) > 2000
