@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from small_sets import blob_set, with_images
@@ -10,7 +12,6 @@ from synth_common.audit.attacks import blind_baseline, domias, gan_leaks, neares
 from synth_common.audit.membership import evaluate_membership
 from synth_common.errors import DataError
 from synth_common.evaluation.config import EvaluationConfig
-from synth_common.facts import Fact
 from synth_common.images.imageset import ImageSet, concatenate
 
 CONFIG = EvaluationConfig(bootstrap=200)
@@ -57,7 +58,7 @@ def test_fresh_images_are_not_found(sets: tuple[ImageSet, ...]) -> None:
         assert value["verdict"] == "attack not found"
         assert _covers_half(value["auc_interval"])
         assert _covers_half(value["control_interval"])
-        assert _covers_half(value["baseline_interval"])
+        assert value["baseline_interval"][0] <= 0.5
         assert value["tpr_at_1pct_fpr"] == value["tpr_interval"] == "not resolvable"
         assert value["power"].startswith("at power 0.80 an AUC of 0.6")
 
@@ -73,8 +74,6 @@ def test_a_split_that_differs_by_itself_is_no_finding(sets: tuple[ImageSet, ...]
     )
     # The synthetic images know the look of the training hospital, not its patients.
     fresh = _synthetic(blob_set(240, 4))
-    for fact in evaluate_membership(train, brighter, fresh, brighter, CONFIG, 0, None)[:0]:
-        raise AssertionError(fact)
     for fact in evaluate_membership(train, brighter, fresh, other, CONFIG, 0, None):
         assert fact.value["baseline_auc"] > 0.95
         assert fact.value["verdict"] == "attack not found"
@@ -114,11 +113,6 @@ def test_copies_on_both_sides_are_left_out(sets: tuple[ImageSet, ...]) -> None:
 
 
 def test_results_repeat_and_move_with_the_seed(sets: tuple[ImageSet, ...]) -> None:
-    def values(seed: int) -> list[Fact]:
-        return [
-            f.value for f in evaluate_membership(*sets[:2], sets[2], sets[2], CONFIG, seed, None)
-        ]
-
     train, holdout, other = sets
     fresh = _synthetic(other)
     first, again, moved = (
@@ -183,3 +177,17 @@ def test_the_baseline_never_sees_a_patient_twice() -> None:
     learnable = features + 30.0 * member[:, None]
     scores = blind_baseline(learnable, member, units)
     assert scores[member].mean() > scores[~member].mean() + 1
+
+
+@pytest.mark.data
+def test_real_chest_xrays_copies_are_found_and_other_patients_are_not(data_root: Path) -> None:
+    with np.load(data_root / "cxr_site_a_guangzhou" / "cxr_site_a_64.npz") as file:
+        pixels, patients = file["images"][:, None].astype(np.float32) / 255, file["patient_ids"]
+    images = ImageSet(pixels, np.zeros(len(pixels), dtype=np.int64), ("any",), patients)
+    part = np.random.default_rng(0).integers(0, 10, images.unit_count())[images.units()]
+    train, holdout, other, third = (images.subset(part == k) for k in range(4))
+    for synthetic, verdict in ((train, "attack found"), (third, "attack not found")):
+        facts = evaluate_membership(train, holdout, _synthetic(synthetic), other, CONFIG, 0, None)
+        assert {f.value["verdict"] for f in facts} == {verdict}
+        assert all(_covers_half(f.value["control_interval"]) for f in facts)
+    assert facts[0].value["tpr_at_1pct_fpr"] < 0.05

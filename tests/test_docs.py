@@ -50,3 +50,22 @@ def test_nothing_calls_synthetic_data_anonymous():
         if path.suffix in {".md", ".py", ".j2", ".toml", ".html"}:
             text = path.read_text().lower()
             assert word not in text, path
+
+
+def _keys(model, prefix=""):
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if prefix == "" and hasattr(kind, "model_fields"):
+            yield from _keys(kind, f"{name}.")
+        else:
+            yield prefix + name
+
+
+def test_every_scenario_key_is_documented_with_its_default_section():
+    from synth_sim.scenario import Scenario
+
+    page = (ROOT / "docs/reference/scenario.md").read_text()
+    documented = set(re.findall(r"`([a-z_.0-9]+)`", page))
+    assert set(_keys(Scenario)) <= documented
+    described = {k for k in documented if k.count(".") == 1 and not k.endswith(".md")}
+    assert described <= set(_keys(Scenario))

@@ -52,7 +52,10 @@ def _ask(strategy: UniformAverage, round_: int = 1, state: State | None = None) 
 
 
 def _answer(
-    asked: Message, state: State, header: Header | None = None, values: dict[str, float | int | str] | None = None
+    asked: Message,
+    state: State,
+    header: Header | None = None,
+    values: dict[str, float | int | str] | None = None,
 ) -> Message:
     header = header or Header(RUN, int(asked.metadata.group_id), PLAN)
     return Message(messages.reply(header, arrays_of(state), values or {}), reply_to=asked)

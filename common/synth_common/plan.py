@@ -51,7 +51,7 @@ class GeneratorPlan(StrictModel):
     dropout: Share = 0.0
     kl_weight: Annotated[float, Field(ge=0.0)] = 1.0
     fakes_per_step: Annotated[int, Field(ge=1)] = 64
-    critic_steps: Annotated[int, Field(ge=1)] = 4
+    critic_steps: Annotated[int, Field(ge=1)] = 2
 
     @field_validator("classes")
     @classmethod
@@ -65,18 +65,20 @@ class TrainingPlan(StrictModel):
     """How long and how fast.
 
     ``patients_per_step`` is the public denominator of every private gradient: the expected
-    number of patients in a Poisson draw, by declaration.
+    number of patients in a Poisson draw, by declaration. ``learning_rate`` is that of the
+    private steps (default: the family's own), ``generator_learning_rate`` that of a GAN's
+    generator, which meets no patient.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 6
     steps_per_round: Annotated[int, Field(ge=1)] = 40
     patients_per_step: Annotated[int, Field(ge=1)] = 64
     physical_batch: Annotated[int, Field(ge=1)] = 256
-    learning_rate: Positive = 2e-3
-    generator_learning_rate: Positive = 1e-3
+    learning_rate: Positive | None = None
+    generator_learning_rate: Positive = 2e-3
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    ema_decay: Share = 0.98
+    ema_decay: Share = 0.99
     draws_per_image: Annotated[int, Field(ge=1, le=64)] = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

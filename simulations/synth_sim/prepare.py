@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +124,7 @@ def _prepare_site(scenario: Scenario, share: SiteShare, images: ImageSet, out: P
             train=train,
             holdout=holdout,
             nominal_patients=share.nominal_patients,
-            budget_epsilon=math.inf if share.budget_epsilon is None else share.budget_epsilon,
+            budget_epsilon=share.budget_epsilon or scenario.privacy.epsilon,
             seed=derive_seed(seed, "site", name),
         )
     )

@@ -111,13 +111,14 @@ def _reconstruct(generator: Generator, holdout: ImageSet) -> Reconstruction | No
     if not len(holdout):
         return None
     images, labels = _tensor(holdout, generator.plan.with_mask), torch.from_numpy(holdout.labels)
+    device = next((p.device for p in generator.parameters()), torch.device("cpu"))
     parts: list[Reconstruction] = []
     training = generator.training
     generator.eval()
     with torch.no_grad():
         for start in range(0, len(images), _BATCH):
             batch = slice(start, start + _BATCH)
-            part = generator.reconstruct(images[batch], labels[batch])
+            part = generator.reconstruct(images[batch].to(device), labels[batch].to(device))
             if part is None:
                 break
             parts.append(part)

@@ -90,6 +90,11 @@ class GAN(Generator):
         return F.softplus(-self.critic(images, one_hot(labels, len(self.plan.classes))))
 
     @property
+    def private_rate(self) -> float:
+        """A critic that learns faster than this outruns its generator."""
+        return 1e-3
+
+    @property
     def private_betas(self) -> tuple[float, float]:
         """Little momentum, as is usual for critics (Radford et al. 2016)."""
         return 0.5, 0.99

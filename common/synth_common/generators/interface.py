@@ -71,6 +71,11 @@ class Generator(nn.Module, ABC):
         """The network that DP-SGD trains. No other parameter may meet a patient."""
 
     @property
+    def private_rate(self) -> float:
+        """Learning rate of the private steps where the plan names none."""
+        return 3e-3
+
+    @property
     def private_betas(self) -> tuple[float, float]:
         """Adam's decay rates for the private steps."""
         return 0.9, 0.999

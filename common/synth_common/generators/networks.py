@@ -17,6 +17,10 @@ from torch.nn import functional as F
 PATCH = 4
 """Pixels along one side of the square that becomes one cell of the finest grid."""
 
+_LABEL_GAIN = 4.0
+"""What a label weighs against a latent coordinate in the decoder: under the noise of DP-SGD a
+weight that few patients train moves slowly, and a larger input makes up for it."""
+
 
 def grids(size: int) -> list[int]:
     """Grid sides from the finest (``size`` / 4) down to one of at most 8 cells.
@@ -113,6 +117,7 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor, label: Tensor) -> Tensor:
         """(B, latent) and one-hot labels (B, classes) to logits (B, C, S, S)."""
+        label = _LABEL_GAIN * label
         x = self.stem(torch.cat([latent, label], dim=1))
         x = F.dropout(x, self.dropout, self.training)
         x = x.view(-1, self.top, self.side, self.side)
@@ -130,8 +135,8 @@ def _smooth(x: Tensor) -> Tensor:
 
 
 def update_average(average: nn.Module, current: nn.Module, decay: float, step: int) -> None:
-    """Exponential moving average of parameters, warmed up so that early steps count fully."""
-    decay = min(decay, (1.0 + step) / (10.0 + step))
+    """Exponential moving average of parameters; it never reaches back over half the run."""
+    decay = min(decay, 1.0 - 1.0 / (1.0 + step / 4))
     with torch.no_grad():
         for kept, now in zip(average.parameters(), current.parameters(), strict=True):
             kept.lerp_(now, 1.0 - decay)

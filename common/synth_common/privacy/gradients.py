@@ -235,12 +235,11 @@ def _convolution_squares(layer: nn.Conv2d, a: Tensor, b: Tensor, patients: int) 
     count = a.shape[0] // patients
     pixels = count * b.shape[2] * b.shape[3]
     k = a.shape[1] * layer.kernel_size[0] * layer.kernel_size[1]
-    through_gram = pixels * (a.shape[1] + b.shape[1] + 3 * layer.kernel_size[0] ** 2)
+    through_gram = pixels * (a.shape[1] + b.shape[1] + 8 * layer.kernel_size[0])
     if _shifts_only(layer) and through_gram < k * b.shape[1]:
         grams = _patch_grams(layer, a, patients)
         flows = b.view(patients, count, b.shape[1], -1).transpose(1, 2).flatten(2)
-        products = grams.view(patients, pixels, pixels) * (flows.mT @ flows)
-        total = products.sum((1, 2))
+        total = (grams * (flows.mT @ flows)).sum((1, 2))
     else:
         padding = tuple(int(side) for side in layer.padding)
         patches = F.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride)
@@ -253,35 +252,32 @@ def _convolution_squares(layer: nn.Conv2d, a: Tensor, b: Tensor, patients: int) 
 
 
 def _patch_grams(layer: nn.Conv2d, a: Tensor, patients: int) -> Tensor:
-    """Inner products of all k x k patches of one patient, without unfolding them.
+    """Inner products of all k x k patches of one patient (P, T, T), without unfolding them.
 
     The product of two patches is the sum, over the k^2 offsets, of products of single
-    pixels shifted by that offset: the pixel Gram matrix summed along its diagonals.
+    pixels shifted by that offset: the pixel Gram matrix summed along its diagonals, which
+    is done for the rows first and then for the columns.
     """
     channels, height, width = a.shape[1:]
-    pixels = a.view(patients, -1, channels, height * width).transpose(1, 2).flatten(2)
-    gram = (pixels.mT @ pixels).view(
-        -1, height, width, pixels.shape[2] // (height * width), height, width
-    )
-    gram = gram.view(patients, -1, height, width, gram.shape[3], height, width)
-    total = torch.zeros_like(gram)
-    reach = layer.kernel_size[0] // 2, layer.kernel_size[1] // 2
-    for down in range(-reach[0], reach[0] + 1):
-        here_v, there_v = _overlap(height, down)
-        for right in range(-reach[1], reach[1] + 1):
-            here_h, there_h = _overlap(width, right)
-            total[:, :, here_v, here_h, :, here_v, here_h] += gram[
-                :, :, there_v, there_h, :, there_v, there_h
-            ]
+    count = a.shape[0] // patients
+    pixels = a.view(patients, count, channels, height * width).transpose(1, 2).flatten(2)
+    grams = (pixels.mT @ pixels).view(patients, count, height, width, count, height, width)
+    for axis, kernel in ((2, layer.kernel_size[0]), (3, layer.kernel_size[1])):
+        grams = _diagonal_sums(grams, axis, kernel // 2)
+    return grams.view(patients, count * height * width, -1)
+
+
+def _diagonal_sums(grams: Tensor, axis: int, reach: int) -> Tensor:
+    """Sum of ``grams`` moved by -reach..reach along ``axis`` and its twin (``axis`` + 3)."""
+    total, length = grams.clone(), grams.shape[axis]
+    for shift in range(1, reach + 1):
+        if shift >= length:
+            break
+        kept = length - shift
+        for here, there in ((0, shift), (shift, 0)):
+            source = grams.narrow(axis, there, kept).narrow(axis + 3, there, kept)
+            total.narrow(axis, here, kept).narrow(axis + 3, here, kept).add_(source)
     return total
-
-
-def _overlap(length: int, shift: int) -> tuple[slice, slice]:
-    """Positions t and t + shift that both lie in range."""
-    return (
-        slice(max(0, -shift), min(length, length - shift)),
-        slice(max(0, shift), min(length, length + shift)),
-    )
 
 
 def _summed(layer: nn.Module, a: Tensor, b: Tensor) -> dict[nn.Parameter, Tensor]:

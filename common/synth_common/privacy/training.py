@@ -117,10 +117,11 @@ class PrivateTrainer:
         self._sampler = PatientSampler(
             data.units(), mechanism.sample_rate, mechanism.max_images, noise
         )
+        self._rate = training.learning_rate or generator.private_rate
         self._engine = PatientGradients(generator.private_module)
         adam = torch.optim.AdamW(
             generator.private_module.parameters(),
-            lr=training.learning_rate,
+            lr=self._rate,
             betas=generator.private_betas,
             weight_decay=training.weight_decay,
         )
@@ -201,7 +202,7 @@ class PrivateTrainer:
 
     def _set_rate(self, step: int) -> None:
         """Learning rate of a step: constant, or a cosine down to a tenth over the run."""
-        rate = self._training.learning_rate
+        rate = self._rate
         if self._training.schedule == "cosine":
             progress = min(1.0, step / max(1, self._training.total_steps))
             rate *= 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * progress))

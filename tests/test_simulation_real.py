@@ -1,0 +1,53 @@
+"""The packaged scenarios on the real images, in a small form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from synth_common.facts import read_facts
+from synth_common.reporting.factbook import FactBook
+from synth_sim.run import RunOptions, run_scenario
+from synth_sim.scenario import load_scenario
+
+_SMALL = (
+    "training.rounds=1",
+    "training.steps_per_round=2",
+    "training.device=cpu",
+    "privacy.accountant=rdp",
+    "generator.size=28",
+    "generator.width=8",
+    "evaluation.synthetic_images=48",
+    "evaluation.max_images=48",
+    "evaluation.diversity_pairs=8",
+    "evaluation.classifier_steps=2",
+    "evaluation.utility_seeds=1",
+    "evaluation.bootstrap=20",
+)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sites", "unit"),
+    [
+        ("chest-xray-hospitals", {"guangzhou-east", "guangzhou-west", "bethesda"}, "patient"),
+        ("mednist", {f"hospital-{i}" for i in range(1, 6)}, "image"),
+    ],
+)
+def test_a_packaged_scenario_runs_on_its_real_images(
+    name: str, sites: set[str], unit: str, data_root: Path, tmp_path: Path
+) -> None:
+    scenario = load_scenario(name, (*_SMALL, f"data.root={data_root}"))
+    run_scenario(scenario, RunOptions(tmp_path / "run"))
+    book = FactBook(read_facts(tmp_path / "run" / "facts.jsonl"))
+    assert book.value("privacy.unit") == unit
+    ledgers = {f.site: f.value for f in book.all("privacy.site")}
+    assert ledgers.keys() == sites
+    assert all(0 < v["epsilon"] <= v["target_epsilon"] for v in ledgers.values())
+    assert {f.site for f in book.all("membership.attack")} == sites
+    for fact in book.all("data.intake"):
+        aside = sum(fact.value["set_aside"].values())
+        assert fact.value["offered"] == fact.value["accepted"] + aside
+    assert (tmp_path / "run" / "report.html").is_file()
