@@ -75,7 +75,7 @@ class TrainingPlan(StrictModel):
     patients_per_step: Annotated[int, Field(ge=1)] = 64
     physical_batch: Annotated[int, Field(ge=1)] = 256
     learning_rate: Positive | None = None
-    generator_learning_rate: Positive = 2e-3
+    generator_learning_rate: Positive = 5e-3
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     ema_decay: Share = 0.99

@@ -42,7 +42,7 @@ class SiteShare(StrictModel):
         classes: The only classes the site sees (kind ``one-class``).
         nominal_patients: PUBLIC declaration of about how many training patients the
             site has. The sampling rate is computed from it, never from the data.
-        budget_epsilon: The site's own privacy budget; None for no limit beyond the plan.
+        budget_epsilon: The site's own privacy budget; default: the epsilon of the run.
         scanner: Simulated scanner character, if any.
     """
 

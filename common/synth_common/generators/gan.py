@@ -61,10 +61,7 @@ class GAN(Generator):
         super().__init__()
         self.plan = plan
         self.critic = _Critic(plan, self.out_channels)
-        classes = len(plan.classes)
-        self.generator = Decoder(
-            plan.latent_dim, classes, self.out_channels, plan.size, plan.width, plan.dropout
-        )
+        self.generator = Decoder(plan, self.out_channels)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.register_buffer("fake_accuracy", torch.zeros(()))
         self.register_buffer("gradient_norm", torch.ones(()))
@@ -92,7 +89,7 @@ class GAN(Generator):
     @property
     def private_rate(self) -> float:
         """A critic that learns faster than this outruns its generator."""
-        return 1e-3
+        return 2e-3
 
     @property
     def private_betas(self) -> tuple[float, float]:

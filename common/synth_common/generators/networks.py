@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synth_common.plan import GeneratorPlan
+
 PATCH = 4
 """Pixels along one side of the square that becomes one cell of the finest grid."""
-
-_LABEL_GAIN = 4.0
-"""What a label weighs against a latent coordinate in the decoder: under the noise of DP-SGD a
-weight that few patients train moves slowly, and a larger input makes up for it."""
 
 
 def grids(size: int) -> list[int]:
@@ -92,16 +90,22 @@ class Decoder(nn.Module):
     The label also shifts every channel of every grid, which keeps classes apart when the
     noise of DP-SGD drowns finer signals. The logits pass a fixed binomial filter, which
     hides the seams between neighbouring cells at no cost in parameters.
+
+    Args:
+        plan: Latent, classes, size, width and dropout.
+        channels: Output channels (the mask included).
+        label_gain: What a label weighs against a latent coordinate. Under the noise of DP-SGD
+            a weight that few patients train moves slowly; a larger input makes up for it.
     """
 
-    def __init__(
-        self, latent: int, classes: int, channels: int, size: int, width: int, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, plan: GeneratorPlan, channels: int, label_gain: float = 1.0) -> None:
         super().__init__()
-        sides = grids(size)
+        classes, width = len(plan.classes), plan.width
+        self.label_gain = label_gain
+        sides = grids(plan.size)
         top = width * 2 ** (len(sides) - 1)
-        self.side, self.top, self.dropout = sides[-1], top, dropout
-        self.stem = nn.Linear(latent + classes, top * sides[-1] ** 2)
+        self.side, self.top, self.dropout = sides[-1], top, plan.dropout
+        self.stem = nn.Linear(plan.latent_dim + classes, top * sides[-1] ** 2)
         self.mixing = nn.Conv2d(top, top, 3, padding=1)
         self.convolutions = nn.ModuleList()
         self.shifts = nn.ModuleList([nn.Linear(classes, top, bias=False)])
@@ -117,7 +121,7 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor, label: Tensor) -> Tensor:
         """(B, latent) and one-hot labels (B, classes) to logits (B, C, S, S)."""
-        label = _LABEL_GAIN * label
+        label = self.label_gain * label
         x = self.stem(torch.cat([latent, label], dim=1))
         x = F.dropout(x, self.dropout, self.training)
         x = x.view(-1, self.top, self.side, self.side)

@@ -27,6 +27,7 @@ from synth_common.plan import GeneratorPlan, TrainingPlan
 
 _LEAST_DIVERSITY = 0.01
 _SATURATED = 0.999
+_LABEL_GAIN = 4.0
 
 
 class _Autoencoder(nn.Module):
@@ -39,9 +40,7 @@ class _Autoencoder(nn.Module):
             channels, plan.size, plan.width, normalise=True, dropout=plan.dropout
         )
         self.posterior = nn.Linear(self.encoder.features + classes, 2 * plan.latent_dim)
-        self.decoder = Decoder(
-            plan.latent_dim, classes, channels, plan.size, plan.width, plan.dropout
-        )
+        self.decoder = Decoder(plan, channels, _LABEL_GAIN)
 
     def encode(self, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance (B, latent) each."""
