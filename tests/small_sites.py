@@ -9,6 +9,7 @@ import numpy as np
 from synth_client.site import Site
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import FederationPlan, GeneratorPlan, Plan, PrivacyPlan, TrainingPlan
+from synth_common.privacy.ledger import Ledger
 
 
 def blobs(n: int, seed: int = 0, size: int = 28, per_patient: int = 2) -> ImageSet:
@@ -40,7 +41,7 @@ def small_plan(family: str = "vae", **privacy: object) -> Plan:
 
 def small_site(directory: Path, name: str = "north", seed: int = 0, budget: float = 8.0) -> Site:
     """Forty patients, declared as forty."""
-    return Site(
+    site = Site(
         name=name,
         directory=directory / name,
         train=blobs(80, seed),
@@ -49,3 +50,5 @@ def small_site(directory: Path, name: str = "north", seed: int = 0, budget: floa
         budget_epsilon=budget,
         seed=seed,
     )
+    Ledger.create(site.ledger_path)
+    return site

@@ -27,6 +27,8 @@ from synth_common.generators import build_generator
 from synth_common.privacy import egress
 from synth_common.privacy.accounting import Use
 from synth_common.privacy.ledger import Ledger
+from synth_common.privacy.optimiser import PatientOptimiser
+from synth_common.privacy.training import Mechanism
 
 
 def _request(plan, number=1, state=None, run_id="run"):
@@ -159,14 +161,78 @@ def test_a_lost_or_forged_reply_is_not_sent(tmp_path):
         train_round(site, plan, _request(plan))
 
 
-def test_training_that_diverges_releases_nothing_and_stays_spent(tmp_path):
+def test_what_is_charged_is_what_runs(tmp_path, monkeypatch):
+    """The mechanism that trains is the one that was reserved, step for step."""
+    plan, site = small_plan(), small_site(tmp_path)
+    built, added = [], []
+    trainer, add_noise = rounds.PrivateTrainer, PatientOptimiser.add_noise
+
+    def spy(generator, data, mechanism, training, noise):
+        built.append(mechanism)
+        return trainer(generator, data, mechanism, training, noise)
+
+    def count(self):
+        added.append((self.noise_multiplier, self.max_grad_norm, self.expected_batch_size))
+        add_noise(self)
+
+    monkeypatch.setattr(rounds, "PrivateTrainer", spy)
+    monkeypatch.setattr(PatientOptimiser, "add_noise", count)
+    train_round(site, plan, _request(plan))
+    with Ledger.hold(site.ledger_path) as ledger:
+        (use,) = ledger.history()
+    expected = Mechanism(use.noise_multiplier, use.sample_rate, 1.0, 4, 10)
+    assert built == [expected]
+    assert use.sample_rate == 10 / 40
+    assert added == [(use.noise_multiplier, 1.0, 10)] * use.steps
+
+
+def test_no_message_changes_the_noise(tmp_path):
+    """Whatever round is asked for first, the noise is that of the whole plan."""
+    plan, noise = small_plan(), []
+    for number in (1, 2, 3):
+        site = small_site(tmp_path, f"site-{number}")
+        reply = train_round(site, plan, _request(plan, number))
+        noise.append(reply.values["noise_multiplier"])
+    assert len(set(noise)) == 1
+
+
+def test_a_unit_of_image_ignores_patient_ids(tmp_path, monkeypatch):
+    plan, site = small_plan(unit="image"), small_site(tmp_path)
+    units = []
+    trainer = rounds.PrivateTrainer
+
+    def spy(generator, data, *rest):
+        units.append(data.unit_count())
+        return trainer(generator, data, *rest)
+
+    monkeypatch.setattr(rounds, "PrivateTrainer", spy)
+    train_round(site, plan, _request(plan))
+    assert units == [len(site.train)]
+
+
+@pytest.mark.parametrize("run_id", ["../../escape", "a/b", "*", "", "x" * 65])
+def test_a_run_id_cannot_leave_the_sites_directory(tmp_path, run_id):
+    plan, site = small_plan(), small_site(tmp_path)
+    with pytest.raises(PrivacyError, match="run id"):
+        train_round(site, plan, _request(plan, run_id=run_id))
+    assert _spent(site) == 0
+
+
+def test_weights_that_are_no_numbers_are_refused_before_anything_is_charged(tmp_path):
     plan, site = small_plan(), small_site(tmp_path)
     state = build_generator(plan.generator, 0).shared_state()
-    broken = {k: torch.full_like(v, 1e30) if v.is_floating_point() else v for k, v in state.items()}
-    with pytest.raises(TrainingError):
-        train_round(site, plan, _request(plan, state=broken))
-    assert _spent(site) == 5
-    assert not list(site.outbox.glob("*"))
+    name = next(iter(state))
+    with pytest.raises(CheckpointError, match="not finite"):
+        train_round(site, plan, _request(plan, state={**state, name: state[name] * math.nan}))
+    with pytest.raises(CheckpointError, match="type"):
+        train_round(site, plan, _request(plan, state={**state, name: state[name].double()}))
+    assert _spent(site) == 0
+
+
+def test_a_looser_delta_than_the_budgets_is_refused(tmp_path):
+    plan, site = small_plan(delta=1e-3), small_site(tmp_path)
+    with pytest.raises(PrivacyError, match=r"privacy.delta = 0.001 is above the 1e-05"):
+        train_round(site, plan, _request(plan))
 
 
 def test_losses_stay_in_the_sites_own_facts(tmp_path):

@@ -21,6 +21,7 @@ from synth_common.flower import Context, Grid, Message, RecordDict, arrays_of
 from synth_common.generators import build_generator
 from synth_common.messages import Header
 from synth_common.plan import Plan
+from synth_common.privacy.ledger import Ledger
 from synth_server.rounds import Ended, RoundResult, discover_sites, evaluate_sites, run_rounds
 from synth_server.strategy import UniformAverage
 from synth_sim.transport import InProcessGrid, PartitionSites
@@ -49,7 +50,7 @@ def _grid(plan: Plan, directories: tuple[Path, ...]) -> InProcessGrid:
 
 
 def _plan() -> Plan:
-    return small_plan(accountant="rdp", delta=1e-3)
+    return small_plan(accountant="rdp")
 
 
 def _strategy(grid: Grid, plan: Plan, min_sites: int = 2) -> UniformAverage:
@@ -166,7 +167,8 @@ def test_a_message_without_a_header_is_refused_before_anything_is_spent(tmp_path
     grid = _grid(_plan(), _directories(tmp_path, site))
     (reply,) = grid.send_and_receive([Message(RecordDict(), 1, "train")])
     assert messages.error_code(reply) == "DataError"
-    assert not site.ledger_path.exists()
+    with Ledger.hold(site.ledger_path) as ledger:
+        assert ledger.entries() == []
 
 
 def test_the_app_survives_cloudpickle_as_ray_needs(tmp_path: Path) -> None:

@@ -66,6 +66,16 @@ def test_a_spent_budget_is_refused():
         calibrate(spent, (0.1, 10), (1.0, DELTA), "prv")
 
 
+def test_what_still_fits_by_prv_is_not_refused_because_rdp_is_looser():
+    spent = [Use(0.9, 0.04, 450)]
+    goal = epsilon(spent, DELTA, "prv") + 0.15
+    assert epsilon(spent, DELTA, "rdp") > goal
+    noise = calibrate(spent, (0.04, 40), (goal, DELTA), "prv")
+    assert epsilon([*spent, Use(noise, 0.04, 40)], DELTA, "prv") <= goal
+    with pytest.raises(BudgetError, match="no noise up to 1"):
+        calibrate(spent, (0.04, 40), (goal, DELTA), "prv", ceiling=1.0)
+
+
 def test_ten_rounds_each_calibrated_alone_cost_more_than_one():
     noise = calibrate([], (0.05, 50), (1.0, DELTA), "prv")
     assert epsilon([Use(noise, 0.05, 500)], DELTA, "prv") > 2.5

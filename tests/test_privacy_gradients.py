@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from synth_common.errors import PrivacyError, TrainingError
+from synth_common.errors import PrivacyError
 from synth_common.generators import Generator, build_generator
 from synth_common.plan import GeneratorPlan
 from synth_common.privacy.gradients import PatientGradients, Rows, sum_gradients
@@ -61,7 +61,9 @@ def test_fast_clipping_equals_the_definition_per_patient(family, size, channels,
     norms_only = _slow(loss(), generator.private_module, rows, math.inf)[1]
     clip = sorted(norms_only)[2]  # some patients above, some below
     expected, norms = _slow(loss(), generator.private_module, rows, clip)
-    got = PatientGradients(generator.private_module).clipped_sum(loss, rows, clip)
+    engine = PatientGradients(generator.private_module)
+    engine.rounding = 0.0  # the arithmetic itself; the allowance has a test of its own
+    got = engine.clipped_sum(loss, rows, clip)
     assert torch.allclose(got.norms, torch.tensor(norms), rtol=1e-5)
     assert got.gradients.keys() == expected.keys()
     scale = max(g.abs().max().item() for g in expected.values())
@@ -112,7 +114,7 @@ def test_one_more_patient_moves_the_sum_by_at_most_the_clip(family):
 
     with_patient, without = clipped(6, (1, 2, 3)), clipped(3, (1, 2))
     moved = sum((with_patient[p] - without[p]).square().sum().item() for p in without)
-    assert 0.05 < math.sqrt(moved) <= 0.1 * (1 + 1e-4)
+    assert 0.05 < math.sqrt(moved) <= 0.1 * (1 + 1e-5)
 
 
 def test_physical_batches_add_up_to_the_logical_one():
@@ -153,13 +155,67 @@ def test_a_layer_used_twice_is_refused():
         engine.clipped_sum(lambda: layer(layer(torch.ones(1, 3))).sum(1), Rows((1,)), 1.0)
 
 
-def test_numbers_that_are_not_finite_are_refused():
-    layer = nn.Linear(3, 1)
-    engine = PatientGradients(layer)
-    bad = torch.tensor([[1.0, math.nan, 0.0]])
-    with pytest.raises(TrainingError, match="not a finite"):
-        engine.clipped_sum(lambda: layer(bad).squeeze(1), Rows((1,)), 1.0)
-    assert all(p.requires_grad for p in layer.parameters())
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
+def test_a_patient_whose_gradient_is_not_finite_is_left_out_and_nobody_else(bad):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 1))
+    engine = PatientGradients(network)
+    images = torch.rand(4, 1, 8, 8)
+    spoilt = images.clone()
+    spoilt[1] = bad
+
+    def clipped(x: torch.Tensor, counts: tuple[int, ...]):
+        return engine.clipped_sum(lambda: network(x).square().sum(1), Rows(counts), 1.0)
+
+    with_bad, without = clipped(spoilt, (1, 1, 2)), clipped(images[[0, 2, 3]], (1, 2))
+    assert torch.isfinite(with_bad.norms).tolist() == [True, False, True]
+    for parameter, gradient in without.gradients.items():
+        assert torch.allclose(with_bad.gradients[parameter], gradient, atol=1e-6)
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def _total(gradients) -> float:
+    return math.sqrt(sum(g.double().square().sum().item() for g in gradients.values()))
+
+
+def test_products_that_cancel_do_not_slip_past_the_clip():
+    """Without the allowance for rounding these add thousands of times the clip."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 64, bias=False)
+    row = torch.randn(1, 64) * 1e4
+    pair = torch.cat([row, row * (1 + 1e-6)])
+    weights = torch.tensor([1.0, -1.0])[:, None] * torch.randn(1, 64) * 1e4
+    part = PatientGradients(linear).clipped_sum(
+        lambda: (linear(pair) * weights).sum(1), Rows((2,)), 1.0
+    )
+    assert _total(part.gradients) <= 1.01
+
+    convolution = nn.Conv2d(32, 128, 3, padding=1, bias=False)
+    flat = 1e4 + torch.randn(1, 32, 4, 4) * 1e-3
+    flow = torch.randn(1, 128, 4, 4) * 1e4
+    flow = flow - flow.mean((2, 3), keepdim=True)
+    part = PatientGradients(convolution).clipped_sum(
+        lambda: (convolution(flat) * flow).sum((1, 2, 3)), Rows((1,)), 1.0
+    )
+    assert _total(part.gradients) <= 1.01
+
+
+def test_the_allowance_for_rounding_only_ever_raises_a_norm():
+    generator = _generator("vae", 32)
+    images, labels = _batch(generator.plan, 6)
+    engine = PatientGradients(generator.private_module)
+
+    def norms():
+        rng = torch.Generator().manual_seed(0)
+        return engine.clipped_sum(
+            lambda: generator.private_loss(images, labels, rng), Rows((1, 2, 3)), 1.0
+        ).norms
+
+    allowed = norms()
+    engine.rounding = 0.0
+    exact = norms()
+    assert (allowed >= exact * (1 - 1e-6)).all()
+    assert (allowed <= exact * 1.01).all()
 
 
 def test_rows_out_of_order_are_refused():

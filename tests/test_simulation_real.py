@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from test_privacy_accounting import reference_epsilon
 
 from synth_common.facts import read_facts
+from synth_common.privacy.accounting import Use
 from synth_common.reporting.factbook import FactBook
 from synth_sim.run import RunOptions, run_scenario
 from synth_sim.scenario import load_scenario
@@ -15,7 +18,6 @@ _SMALL = (
     "training.rounds=1",
     "training.steps_per_round=2",
     "training.device=cpu",
-    "privacy.accountant=rdp",
     "generator.size=28",
     "generator.width=8",
     "evaluation.synthetic_images=48",
@@ -46,6 +48,11 @@ def test_a_packaged_scenario_runs_on_its_real_images(
     ledgers = {f.site: f.value for f in book.all("privacy.site")}
     assert ledgers.keys() == sites
     assert all(0 < v["epsilon"] <= v["target_epsilon"] for v in ledgers.values())
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert {site["name"] for site in report["privacy"]["sites"]} == sites
+    for site in report["privacy"]["sites"]:
+        again = reference_epsilon([Use(**use) for use in site["history"]])
+        assert again <= site["epsilon"] * 1.001 <= site["target_epsilon"] * 1.001
     assert {f.site for f in book.all("membership.attack")} == sites
     for fact in book.all("data.intake"):
         aside = sum(fact.value["set_aside"].values())

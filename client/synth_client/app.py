@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from synth_common import messages
-from synth_common.errors import SynthwardError
+from synth_common.errors import PrivacyError, SynthwardError
 from synth_common.flower import (
     ClientApp,
     ConfigRecord,
@@ -57,7 +57,7 @@ class SiteApp:
         return self._answer(message, context, lambda site: self._train(message, site))
 
     def evaluate(self, message: Message, context: Context) -> Message:
-        """Judge the final generator on the site's own data; answer with the header alone."""
+        """Judge the final generator on the site's own data; the answer is always "done"."""
         return self._answer(message, context, lambda site: self._evaluate(message, site))
 
     def _answer(
@@ -92,8 +92,13 @@ class SiteApp:
         from synth_client.evaluate import evaluate_site
 
         header = messages.header_of(message)
+        if header.plan_digest != self.plan.digest():
+            raise PrivacyError("the plan of the evaluation differs from the approved one")
         state = state_of(messages.arrays_in(message))
-        evaluate_site(site, self.plan, self.evaluation, state)
+        try:
+            evaluate_site(site, self.plan, self.evaluation, state)
+        except Exception as err:  # whether it fails may depend on the holdout
+            _note(site, err)
         return _acknowledgement({"site": site.name, "round": header.round, "done": 1})
 
 

@@ -9,15 +9,17 @@ for again when it is asked for again.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from synth_client.site import Site
-from synth_common.errors import BudgetError, PrivacyError, StorageError
+from synth_common.errors import BudgetError, CheckpointError, PrivacyError, StorageError
 from synth_common.facts import Fact
 from synth_common.generators import Generator, build_generator
 from synth_common.plan import Plan
@@ -28,6 +30,9 @@ from synth_common.privacy.training import LocalResult, Mechanism, PrivateTrainer
 from synth_common.randomness import derive_seed, noise_source
 
 _SOURCE = "synth_client.round.train_round"
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MOST_GROWTH = 4.0
+"""A round that needs this many times the run's first noise would undo what was learnt."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def train_round(site: Site, plan: Plan, request: RoundRequest) -> Outgoing:
         BudgetError: The site's budget or the run's target is spent.
         LedgerError, LedgerHeldError: The ledger does not verify, or is in use.
         CheckpointError: The state does not fit the planned generator.
-        TrainingError: Training made no finite numbers.
+        TrainingError: A released weight would not be finite.
         StorageError: The disk refused.
     """
     _check(site, plan, request)
@@ -67,9 +72,8 @@ def train_round(site: Site, plan: Plan, request: RoundRequest) -> Outgoing:
         if done is not None:
             tensors = _stored_reply(site, key, done)
             return release_state(tensors, generator.shared_state(), _values(ledger, plan, site))
-        use = _planned_use(ledger, site, plan, request)
-        terms = plan.privacy
-        limit = Budget(site.budget_epsilon, terms.delta, terms.accountant)
+        use = _planned_use(ledger, site, plan, request.run_id)
+        limit = Budget(site.budget_epsilon, site.budget_delta, plan.privacy.accountant)
         reservation = ledger.reserve(key, use, limit)
         result = _train(site, plan, request, generator, (use, reservation))
         outgoing = release_state(generator.shared_state(), request.state, {})
@@ -81,13 +85,23 @@ def train_round(site: Site, plan: Plan, request: RoundRequest) -> Outgoing:
 
 
 def _check(site: Site, plan: Plan, request: RoundRequest) -> None:
-    """Refuse a request that is not what the site agreed to."""
+    """Refuse a request that is not what the site agreed to; nothing is charged for it."""
+    if not _RUN_ID.fullmatch(request.run_id):  # it becomes part of a file name
+        raise PrivacyError(f"run id {request.run_id[:80]!r} is not 1 to 64 letters, digits, - or _")
     if request.plan_digest != plan.digest():
         raise PrivacyError(
             f"plan digest {request.plan_digest[:12]} differs from the approved {plan.digest()[:12]}"
         )
     if not 1 <= request.round <= plan.training.rounds:
         raise PrivacyError(f"round {request.round} is outside the plan's {plan.training.rounds}")
+    if plan.privacy.delta > site.budget_delta:
+        raise PrivacyError(
+            f"privacy.delta = {plan.privacy.delta:g} is above the {site.budget_delta:g} that the "
+            f"budget of site {site.name} is stated at"
+        )
+    broken = [n for n, t in request.state.items() if not bool(torch.isfinite(t).all())]
+    if broken:
+        raise CheckpointError(f"tensor {broken[0]} of the request is not finite")
     if plan.privacy.unit == "patient" and site.train.patient_ids is None:
         raise PrivacyError(
             f"site {site.name} has no patient ids, so privacy.unit = patient cannot be kept; "
@@ -95,29 +109,32 @@ def _check(site: Site, plan: Plan, request: RoundRequest) -> None:
         )
 
 
-def _planned_use(ledger: Ledger, site: Site, plan: Plan, request: RoundRequest) -> Use:
+def _planned_use(ledger: Ledger, site: Site, plan: Plan, run_id: str) -> Use:
     """This round's noise: the run's own, or a larger one if interruptions ate the reserve.
 
-    The site computes it from its own history, so no message can lower it.
+    The site computes it from the plan and from its own ledger. Which round a message asks
+    for does not enter: what is left is what the ledger has not committed.
     """
     terms, training = plan.privacy, plan.training
     rate, per_round = site.sample_rate(plan), training.steps_per_round
     if not terms.private:
         return Use(0.0, rate, per_round)
-    own = ledger.history(request.run_id)
-    left = (training.rounds - request.round + 1) * per_round
+    own = ledger.history(run_id)
+    left = max(1, training.rounds - ledger.committed_rounds(run_id)) * per_round
     if own:
         rest = Use(own[-1].noise_multiplier, rate, left)
         if epsilon([*own, rest], terms.delta, terms.accountant) <= terms.epsilon:
             return Use(rest.noise_multiplier, rate, per_round)
-        spare = 0
+        growth = _MOST_GROWTH * own[0].noise_multiplier
+        target = (terms.epsilon, terms.delta)
+        noise = calibrate(own, (rate, left), target, terms.accountant, growth)
     else:
-        spare = terms.spare_rounds * per_round
-    target = (terms.epsilon, terms.delta)
-    noise = calibrate(own, (rate, left + spare), target, terms.accountant)
-    whole = epsilon([*ledger.history(), Use(noise, rate, left)], terms.delta, terms.accountant)
+        planned = (rate, left + terms.spare_rounds * per_round)
+        noise = calibrate(own, planned, (terms.epsilon, terms.delta), terms.accountant)
+    uses = ledger.history()
+    whole = epsilon([*uses, Use(noise, rate, left)], site.budget_delta, terms.accountant)
     if whole > site.budget_epsilon:
-        spent = epsilon(ledger.history(), terms.delta, terms.accountant)
+        spent = epsilon(uses, site.budget_delta, terms.accountant)
         raise BudgetError(
             f"budget_epsilon = {site.budget_epsilon:.4g} of site {site.name}: {spent:.4g} is "
             f"spent and the {left} steps still planned would bring it to {whole:.4g}"
@@ -136,9 +153,11 @@ def _train(
     use, reservation = charge
     terms = plan.privacy
     path = ("round", request.run_id, request.round, reservation.number)
+    # The unit of the plan decides, whether or not the site knows its patients.
+    data = site.train if terms.unit == "patient" else replace(site.train, patient_ids=None)
     trainer = PrivateTrainer(
         generator,
-        site.train,
+        data,
         Mechanism(
             noise_multiplier=use.noise_multiplier,
             sample_rate=use.sample_rate,

@@ -4,7 +4,7 @@
 
     DIRECTORY/site.json       public declarations and the operator's budget
     DIRECTORY/data.npz        prepared images            SENSITIVE
-    DIRECTORY/ledger.sqlite   every use of the images
+    DIRECTORY/ledger.sqlite   every use of the images; ledger.head names its last entry
     DIRECTORY/outbox/         replies that were paid for, to be sent again for free
     DIRECTORY/facts.jsonl     local facts                SENSITIVE
 """
@@ -42,7 +42,8 @@ class Site:
         holdout: Images kept for evaluation, other patients. SENSITIVE.
         nominal_patients: PUBLIC declaration of about how many training patients the
             site has; with ``training.patients_per_step`` it gives the sample rate.
-        budget_epsilon: The most this data set may ever cost, over all runs.
+        budget_epsilon: The most this data set may ever cost, over all runs,
+        budget_delta: at this delta.
         seed: Seeds simulations; deployments draw noise from the operating system.
     """
 
@@ -53,6 +54,7 @@ class Site:
     nominal_patients: int
     budget_epsilon: float
     seed: int
+    budget_delta: float = 1e-5
 
     def __post_init__(self) -> None:
         if self.nominal_patients < 1:
@@ -86,7 +88,9 @@ class Site:
 
 
 def save_site(site: Site) -> None:
-    """Write data and declarations into the site's directory, owner-readable only.
+    """Write data and declarations into the site's directory, and open its ledger.
+
+    The directory and the data are readable by their owner only.
 
     Raises:
         StorageError: The disk refused.
@@ -95,6 +99,7 @@ def save_site(site: Site) -> None:
         "name": site.name,
         "nominal_patients": site.nominal_patients,
         "budget_epsilon": str(site.budget_epsilon),
+        "budget_delta": site.budget_delta,
         "seed": site.seed,
         "class_names": list(site.train.class_names),
     }
@@ -108,6 +113,7 @@ def save_site(site: Site) -> None:
         (site.directory / "site.json").write_text(json.dumps(settings, indent=2) + "\n")
     except OSError as err:
         raise StorageError(f"cannot write site {site.directory}: {err.strerror}") from err
+    Ledger.create(site.ledger_path)
 
 
 def load_site(directory: Path) -> Site:
@@ -130,6 +136,7 @@ def load_site(directory: Path) -> Site:
         holdout=holdout,
         nominal_patients=settings["nominal_patients"],
         budget_epsilon=float(settings["budget_epsilon"]),
+        budget_delta=settings["budget_delta"],
         seed=settings["seed"],
     )
 

@@ -148,12 +148,22 @@ class FactLog:
         )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._drop_torn_line()
             with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(lines)
                 handle.flush()
                 os.fsync(handle.fileno())
         except OSError as err:
             raise StorageError(f"cannot append facts to {self.path}: {err.strerror}") from err
+
+    def _drop_torn_line(self) -> None:
+        """Cut off a last line without an end: its writer died, and it would spoil the next."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as handle:
+            whole = handle.read()
+            if whole and not whole.endswith(b"\n"):
+                handle.truncate(whole.rfind(b"\n") + 1)
 
     def extend(self, facts: Iterable[Fact]) -> None:
         """Append every fact of an iterable in one write."""

@@ -97,7 +97,7 @@ class PrivacyPlan(StrictModel):
     """
 
     epsilon: Annotated[float, Field(gt=0.0)] = 8.0
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    delta: Annotated[float, Field(gt=0.0, le=0.01)] = 1e-5
     unit: Unit = "patient"
     max_images_per_patient: Annotated[int, Field(ge=1)] = 4
     clip_norm: Positive = 1.0

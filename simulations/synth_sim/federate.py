@@ -12,8 +12,8 @@ import torch
 from synth_client.app import SiteApp
 from synth_client.evaluate import SiteEvaluation, balanced_labels
 from synth_client.site import Site
-from synth_common.errors import FederationError, SynthwardError
-from synth_common.facts import Fact, FactLog, Scope
+from synth_common.errors import DataError, FederationError, SynthwardError
+from synth_common.facts import Fact, FactLog, Scope, read_facts
 from synth_common.flower import Grid
 from synth_common.generators import Generator
 from synth_common.messages import error_class
@@ -91,7 +91,20 @@ def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple
         run.tell.note("every site judges the generator on its held-out patients")
         outcome = evaluate_sites(grid, strategy, ended, run.scenario.federation.round_timeout_s)
         _record_failures(run, outcome.failures, ended.completed)
+        _require_evaluations(run)
     return ended, time.perf_counter() - began
+
+
+def _require_evaluations(run: Federation) -> None:
+    """A site answers alike whether or not its evaluation worked; its own facts tell which."""
+    for site in run.sites:
+        path = site.facts.path
+        facts = read_facts(path) if path.exists() else iter(())
+        if not any(fact.name == "membership.attack" for fact in facts):
+            raise DataError(
+                f"site {site.name} could not evaluate the generator; {site.directory}/errors.log "
+                "says why. Mend it and continue with --resume"
+            )
 
 
 def _site_app(run: Federation) -> SiteApp:

@@ -125,6 +125,7 @@ def _prepare_site(scenario: Scenario, share: SiteShare, images: ImageSet, out: P
             holdout=holdout,
             nominal_patients=share.nominal_patients,
             budget_epsilon=share.budget_epsilon or scenario.privacy.epsilon,
+            budget_delta=scenario.privacy.delta,
             seed=derive_seed(seed, "site", name),
         )
     )

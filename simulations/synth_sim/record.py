@@ -11,7 +11,7 @@ from typing import Any
 
 from synth_common.facts import Fact
 from synth_common.generators import Generator
-from synth_common.plan import Plan
+from synth_common.plan import Plan, PrivacyPlan
 from synth_sim.scenario import Scenario
 from synth_sim.transport import Engine
 
@@ -49,11 +49,20 @@ def run_facts(scenario: Scenario, engine: Engine, command: str) -> list[Fact]:
         "plan.settings": plan.model_dump(mode="json"),
         "privacy.unit": terms.unit,
         "privacy.delta": terms.delta,
-        "privacy.trust_model": {"name": terms.trust_model, "meaning": _TRUST[terms.trust_model]},
+        "privacy.trust_model": {"name": terms.trust_model, "meaning": _trust(terms)},
         "privacy.adjacency": _ADJACENCY[terms.unit],
         "privacy.noise_source": {"kind": terms.noise, "statement": _NOISE[terms.noise]},
     }
     return [Fact(name, value, "public", source) for name, value in values.items()]
+
+
+def _trust(terms: PrivacyPlan) -> str:
+    """The trust model in words; without noise there is none to speak of."""
+    if not terms.private:
+        return (
+            "Trained without noise: a patient must trust everyone who sees an update or an image."
+        )
+    return _TRUST[terms.trust_model]
 
 
 def generator_fact(generator: Generator) -> Fact:

@@ -65,7 +65,7 @@ def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
         except KeyboardInterrupt:
             raise Interrupted(
                 "stopped; finished rounds are kept. Continue with: synth-sim run "
-                f"{scenario.name} --out {options.out} --resume"
+                f"{options.out / 'scenario.toml'} --out {options.out} --resume"
             ) from None
 
 

@@ -143,16 +143,17 @@ class Generator(nn.Module, ABC):
         """Take over travelled tensors.
 
         Raises:
-            CheckpointError: A tensor is missing, unknown or of another shape.
+            CheckpointError: A tensor is missing, unknown or of another shape or type.
         """
         own = self.state_dict()
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
             raise CheckpointError(f"weights do not fit: missing {missing}, unknown {unknown}")
         for name, value in state.items():
-            if value.shape != own[name].shape:
+            claim, wanted = (tuple(value.shape), value.dtype), own[name]
+            if claim != (tuple(wanted.shape), wanted.dtype):
                 raise CheckpointError(
-                    f"weight {name} has shape {tuple(value.shape)}, "
-                    f"expected {tuple(own[name].shape)}"
+                    f"weight {name} has shape and type {claim}, "
+                    f"expected {(tuple(wanted.shape), wanted.dtype)}"
                 )
         self.load_state_dict(dict(state))

@@ -44,12 +44,11 @@ def normal_per_seed(seeds: Sequence[int], width: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Image and label to a feature vector (B, features).
+    """Image to a feature vector (B, features).
 
     Args:
         channels: Input channels (the mask included).
         size: Pixels, a multiple of 4.
-        classes: Number of classes; the label enters at the coarsest grid.
         width: Channels on the finest grid; doubles with each coarser one.
         normalise: Group normalisation before each activation (leave off in a critic).
         dropout: Share of features dropped on the coarsest grid.

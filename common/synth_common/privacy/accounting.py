@@ -18,6 +18,7 @@ from synth_common.errors import BudgetError, PrivacyError
 from synth_common.plan import Accountant
 
 _LARGEST_NOISE = 1e4
+_LEAST_NOISE = 0.25
 _CLOSE_ENOUGH = 1e-3
 
 
@@ -82,6 +83,7 @@ def calibrate(
     planned: tuple[float, int],
     target: tuple[float, float],
     accountant: Accountant,
+    ceiling: float = _LARGEST_NOISE,
 ) -> float:
     """The least noise multiplier with which ``history`` plus the plan stays within target.
 
@@ -90,40 +92,39 @@ def calibrate(
         planned: (sample rate, steps) still to come.
         target: (epsilon, delta) that the composition may reach.
         accountant: Which accountant bounds it.
+        ceiling: Larger noise than this is refused: it would drown what was learnt.
 
     Returns:
         A noise multiplier at most 0.1 % above the least one.
 
     Raises:
-        BudgetError: The history alone leaves nothing for even one more step.
+        BudgetError: No noise up to ``ceiling`` fits into what the history left.
     """
     (rate, steps), (goal, delta) = planned, target
-    spent = epsilon(history, delta, accountant)
-    if spent >= goal:
-        raise BudgetError(
-            f"epsilon {spent:.4g} of {goal:.4g} is spent, so that no noise makes {steps} more "
-            "steps fit: raise the budget, or end training here"
-        )
 
     def fits(noise: float, by: Accountant) -> bool:
         return epsilon([*history, Use(noise, rate, steps)], delta, by) <= goal
 
-    high = 1.0
-    while not fits(high, "rdp"):  # RDP answers at once, and its sigma is a little too large
-        high *= 2
-        if high > _LARGEST_NOISE:
+    # RDP answers at once, and its sigma is a little too large: a good place to start.
+    high = min(_LEAST_NOISE, ceiling)
+    while high < ceiling and not fits(high, "rdp"):
+        high = min(2 * high, ceiling)
+    if fits(high, "rdp"):
+        high = _least(high / 2, high, lambda noise: fits(noise, "rdp"))
+    if not fits(high, accountant):
+        high = ceiling
+        if epsilon(history, delta, accountant) >= goal or not fits(high, accountant):
+            spent = epsilon(history, delta, accountant)
             raise BudgetError(
-                f"epsilon {spent:.4g} of {goal:.4g} is spent, and the rest is too little for "
-                f"{steps} more steps with any noise below {_LARGEST_NOISE:g} times the clip norm"
+                f"epsilon {spent:.4g} of {goal:.4g} is spent, and no noise up to {ceiling:.4g} "
+                f"times the clip norm makes {steps} more steps fit: raise the budget, or end "
+                "training here"
             )
-    high = _least(high / 2 if high > 1.0 else 0.01, high, lambda noise: fits(noise, "rdp"))
-    if accountant == "rdp":
-        return high
-    while not fits(high, accountant):
-        high *= 1.05
-    low = high * 0.9
-    while low > _CLOSE_ENOUGH and fits(low, accountant):
-        low, high = low * 0.9, low
+    shrink = 0.9
+    low = high * shrink
+    while low > _LEAST_NOISE / 2 and fits(low, accountant):
+        shrink *= shrink
+        low, high = low * shrink, low
     return _least(low, high, lambda noise: fits(noise, accountant))
 
 

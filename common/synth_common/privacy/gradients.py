@@ -25,7 +25,10 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from synth_common.errors import PrivacyError, TrainingError
+from synth_common.errors import PrivacyError
+
+_ROUNDING = 4 * torch.finfo(torch.float32).eps
+"""Relative rounding error allowed for when a norm is computed from products that may cancel."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class ClippedSum:
     Attributes:
         gradients: One tensor per trainable parameter: the sum over patients of clipped
             gradients, each of norm at most the clip.
-        norms: (P,) norms before clipping.
+        norms: (P,) norms before clipping, rounded up; not finite for a patient left out.
         losses: (R,) losses of the rows.
     """
 
@@ -107,6 +110,7 @@ class PatientGradients:
                 "the network is not safe under DP-SGD: " + "; ".join(str(p) for p in problems)
             )
         self.network = network
+        self.rounding = _ROUNDING
         self.layers = [m for m in network.modules() if any(True for _ in m.parameters(False))]
         for layer in self.layers:
             if not _has_rule(layer):
@@ -123,31 +127,30 @@ class PatientGradients:
             rows: Which rows belong to which patient.
             clip: The clip norm C; ``inf`` leaves the gradients as they are.
 
+        A patient whose gradient is not finite contributes nothing: whether that happens
+        depends on the patient, so it must not show in anything but the (noisy) sum.
+
         Raises:
-            TrainingError: A loss or a norm is not finite. Nothing was released.
             PrivacyError: The network used a layer twice, so that its rule would be wrong.
         """
         with self._recording() as records:
             losses = loss()
         if losses.shape != (rows.total,):
             raise PrivacyError(f"loss has shape {tuple(losses.shape)}, expected ({rows.total},)")
-        if not torch.isfinite(losses.detach()).all():
-            raise TrainingError("a loss is not a finite number; lower training.learning_rate")
         weights = rows.per_row(1.0 / torch.tensor(rows.counts, device=losses.device))
         outputs = [r.output for r in records]
         backward = torch.autograd.grad((losses * weights).sum(), outputs)
         with torch.no_grad():
             squares = torch.zeros(len(rows.counts), device=losses.device)
             for record, flow in zip(records, backward, strict=True):
-                squares += _squared_norms(record.layer, record.inputs.detach(), flow, rows)
-            norms = squares.clamp(min=0.0).sqrt()
-            if not torch.isfinite(norms).all():
-                raise TrainingError("a patient's gradient is not finite; nothing was released")
+                squares += _squared_norms(record, flow, rows, self.rounding)
+            norms = squares.sqrt()
+            usable = torch.isfinite(norms)
             factors = rows.per_row((clip / norms.clamp(min=1e-12)).clamp(max=1.0))
+            keep = None if bool(usable.all()) else rows.per_row(usable)
             gradients: dict[nn.Parameter, Tensor] = {}
             for record, flow in zip(records, backward, strict=True):
-                scaled = flow * factors.view(-1, *[1] * (flow.dim() - 1))
-                gradients.update(_summed(record.layer, record.inputs.detach(), scaled))
+                gradients.update(_summed(record.layer, *_clipped(record, flow, factors, keep)))
         return ClippedSum(gradients, norms, losses.detach())
 
     @contextmanager
@@ -186,21 +189,51 @@ def _has_rule(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or type(layer) in GradSampleModule.GRAD_SAMPLERS
 
 
-def _squared_norms(layer: nn.Module, inputs: Tensor, flow: Tensor, rows: Rows) -> Tensor:
-    """(P,) squared norm of each patient's gradient in this layer."""
-    parts = []
+def _clipped(
+    record: _Record, flow: Tensor, factors: Tensor, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Inputs and scaled output gradients; the rows of patients left out become zero."""
+    inputs, shape = record.inputs.detach(), (-1, *[1] * (flow.dim() - 1))
+    if keep is None:
+        return inputs, flow * factors.view(shape)
+    factors = torch.where(keep, factors, 0.0)
+    flow = torch.where(keep.view(shape), flow, 0.0)
+    inputs = torch.where(keep.view(-1, *[1] * (inputs.dim() - 1)), inputs, 0.0)
+    return inputs, flow * factors.view(shape)
+
+
+def _squared_norms(record: _Record, flow: Tensor, rows: Rows, rounding: float) -> Tensor:
+    """(P,) squared norm of each patient's gradient in this layer, rounded up.
+
+    Products of one patient's rows may cancel, and then what is left of them in float32 may
+    be smaller than the gradient that is added up later. The bound on that error, which is
+    ``rounding`` times the product of the factors' norms, is added.
+    """
+    layer, inputs, parts = record.layer, record.inputs.detach(), []
     for block, patients, count in rows.blocks():
         a, b = inputs[block], flow[block]
         if isinstance(layer, nn.Linear) and a.dim() == 2:
             part = _linear_squares(layer, a, b, patients)
+            part = part.clamp(min=0.0) + rounding * _largest(a, b, patients, 1)
         elif isinstance(layer, nn.Conv2d) and _plain(layer):
-            part = _convolution_squares(layer, a, b, patients)
+            part = _convolution_squares(layer, a, b, patients, rounding)
         else:
             part = torch.zeros(patients, device=b.device)
             for sample in _opacus_samples(layer, a, b).values():
                 part += sample.view(patients, count, -1).sum(1).square().sum(1)
         parts.append(part)
     return torch.cat(parts) if parts else torch.zeros(0, device=flow.device)
+
+
+def _largest(a: Tensor, b: Tensor, patients: int, area: int) -> Tensor:
+    """(P,) what the squared norm would be if nothing cancelled (Cauchy-Schwarz).
+
+    ``area`` is how many outputs an input reaches; a bias is a weight whose input is 1.
+    """
+    per_patient = area * a.reshape(patients, -1).square().sum(1)
+    ones = b[0, 0].numel() if b.dim() == 4 else 1
+    per_patient = per_patient + ones * (b.shape[0] // patients)
+    return per_patient * b.reshape(patients, -1).square().sum(1)
 
 
 def _linear_squares(layer: nn.Linear, a: Tensor, b: Tensor, patients: int) -> Tensor:
@@ -226,26 +259,32 @@ def _shifts_only(layer: nn.Conv2d) -> bool:
     return same and layer.stride == (1, 1) and layer.dilation == (1, 1)
 
 
-def _convolution_squares(layer: nn.Conv2d, a: Tensor, b: Tensor, patients: int) -> Tensor:
-    """Squared norms for a convolution, by the cheaper of two exact ways.
+def _convolution_squares(
+    layer: nn.Conv2d, a: Tensor, b: Tensor, patients: int, rounding: float
+) -> Tensor:
+    """Squared norms for a convolution, rounded up, by the cheaper of two exact ways.
 
     With T output pixels of one patient and K = C_in k^2: through T x T Gram matrices,
     or by forming the (C_out, K) gradient of each patient.
     """
     count = a.shape[0] // patients
     pixels = count * b.shape[2] * b.shape[3]
-    k = a.shape[1] * layer.kernel_size[0] * layer.kernel_size[1]
+    area = layer.kernel_size[0] * layer.kernel_size[1]
+    k = a.shape[1] * area
+    error = rounding * _largest(a, b, patients, area)
     through_gram = pixels * (a.shape[1] + b.shape[1] + 8 * layer.kernel_size[0])
     if _shifts_only(layer) and through_gram < k * b.shape[1]:
         grams = _patch_grams(layer, a, patients)
         flows = b.view(patients, count, b.shape[1], -1).transpose(1, 2).flatten(2)
-        total = (grams * (flows.mT @ flows)).sum((1, 2))
+        total = (grams * (flows.mT @ flows)).sum((1, 2)).clamp(min=0.0) + error
     else:
         padding = tuple(int(side) for side in layer.padding)
         patches = F.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride)
         patches = patches.view(patients, count, k, -1).transpose(1, 2).flatten(2)
         flows = b.view(patients, count, b.shape[1], -1).transpose(1, 2).flatten(2)
-        total = (flows @ patches.mT).square().sum((1, 2))
+        # The gradient itself is formed here, so its error enters before the square.
+        norm = (flows @ patches.mT).square().sum((1, 2)).sqrt()
+        total = (norm + (rounding * error).sqrt()).square()
     if layer.bias is not None:
         total = total + flows.sum(2).square().sum(1)
     return total

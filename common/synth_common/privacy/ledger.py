@@ -88,21 +88,45 @@ class Ledger:
         self._connection = connection
         self._path = path
 
+    @staticmethod
+    def create(path: Path) -> None:
+        """Begin an empty ledger at ``path``; one that is there is left as it is.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        if path.exists() or path.with_suffix(".head").exists():
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, isolation_level=None)
+            connection.executescript(_SCHEMA)
+            connection.close()
+            _write_anchor(path, 0, _GENESIS)
+        except (OSError, sqlite3.OperationalError) as err:
+            raise StorageError(f"cannot create ledger {path}: {err}") from err
+
     @classmethod
     @contextmanager
     def hold(cls, path: Path) -> Iterator[Ledger]:
-        """Open ``path`` (made if missing) as its only holder and verify the whole chain.
+        """Open the ledger at ``path`` as its only holder and verify the whole chain.
 
         Raises:
             LedgerHeldError: Another process holds it.
-            LedgerError: An entry was altered, removed or re-ordered; names the first.
+            LedgerError: It is missing or older than its anchor, or an entry was altered,
+                removed or re-ordered; names the first.
             StorageError: The file cannot be read or written.
         """
         with _lock(path):
+            if not path.is_file():
+                raise LedgerError(
+                    f"ledger {path} is missing; what was spent is unknown, so nothing more can be. "
+                    "Restore it from a backup"
+                )
             try:
                 connection = sqlite3.connect(path, isolation_level=None)
                 connection.execute("PRAGMA synchronous=FULL")
-                connection.executescript(_SCHEMA)
+                connection.execute("SELECT count(*) FROM entries")
             except sqlite3.OperationalError as err:
                 raise StorageError(f"cannot open ledger {path}: {err}") from err
             except sqlite3.DatabaseError as err:
@@ -131,7 +155,23 @@ class Ledger:
                 )
             entries.append(_parse(number, body, digest))
             previous = digest
+        self._check_anchor(entries)
         return entries
+
+    def _check_anchor(self, entries: list[Entry]) -> None:
+        """The entry that the anchor names must be there: an older copy of the file has it not."""
+        try:
+            number, digest = self._path.with_suffix(".head").read_text().split()
+        except (OSError, ValueError) as err:
+            raise LedgerError(f"{self._path} has lost its anchor (.head): {err}") from err
+        found = _GENESIS if number == "0" else None
+        if 0 < int(number) <= len(entries):
+            found = entries[int(number) - 1].hash
+        if found != digest:
+            raise LedgerError(
+                f"{self._path} ends at entry {len(entries)}, but entry {number} was written once: "
+                "it is an older or another copy; restore the newest backup"
+            )
 
     def head(self) -> str:
         """Hash of the last entry; 64 zeros for an empty ledger."""
@@ -147,6 +187,11 @@ class Ledger:
     def committed(self, key: RoundKey) -> Entry | None:
         """The commit of exactly this key, or None."""
         return next((e for e in self.entries() if e.kind == "commit" and e.key == key), None)
+
+    def committed_rounds(self, run_id: str) -> int:
+        """How many different rounds of a run were committed."""
+        commits = (e.key for e in self.entries() if e.kind == "commit")
+        return len({key.round for key in commits if key.run_id == run_id})
 
     def reserve(self, key: RoundKey, use: Use, budget: Budget) -> Entry:
         """Write that ``use`` is about to happen; from here on it counts as spent.
@@ -178,7 +223,23 @@ class Ledger:
             self._connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (number, text, digest))
         except sqlite3.OperationalError as err:
             raise StorageError(f"cannot write ledger {self._path}: {err}") from err
+        # After the entry: a crash in between leaves the ledger ahead of its anchor, never behind.
+        _write_anchor(self._path, number, digest)
         return _parse(number, text, digest)
+
+
+def _write_anchor(path: Path, number: int, digest: str) -> None:
+    """Note the last entry beside the ledger, on disk before anything else happens."""
+    anchor = path.with_suffix(".head")
+    partial = anchor.with_suffix(".partial")
+    try:
+        with partial.open("w") as handle:
+            handle.write(f"{number} {digest}\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(anchor)
+    except OSError as err:
+        raise StorageError(f"cannot write {anchor}: {err.strerror}") from err
 
 
 def _chain(previous: str, number: int, body: str) -> str:

@@ -110,6 +110,8 @@ class PrivateTrainer:
         noise: NoiseSource,
     ) -> None:
         self._device = pick_device(training.device)
+        if self._device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # norms and gradients in one precision
         self._generator = generator.to(self._device).train()
         self._images = image_tensor(data, generator.plan.with_mask)
         self._labels = torch.from_numpy(data.labels)
@@ -140,23 +142,21 @@ class PrivateTrainer:
             steps: Which steps of the run.
             kept: ``LocalResult.kept`` of the round before; empty to start fresh.
 
-        Raises:
-            TrainingError: A loss or gradient was not finite; nothing may be released.
         """
         unpack_adam(self._optimiser.original_optimizer, _under(kept, _PRIVATE))
         self._generator.begin_round(self._training, _under(kept, _PUBLIC))
-        rng = torch.Generator().manual_seed(steps.seed)
         losses: list[Tensor] = []
         norms: list[Tensor] = []
         with torch.random.fork_rng():  # dropout draws on the global generator
-            torch.manual_seed(derive_seed(steps.seed, "dropout"))
             for step in range(steps.first, steps.first + steps.count):
                 self._set_rate(step)
-                self._step(rng, losses, norms)
+                clipped = self._private_gradient(_stream(steps, step, "private"), losses, norms)
+                rng = _stream(steps, step, "public")
+                self._optimiser.private_step(clipped, self._public_gradient(rng))
                 self._generator.public_step(step, rng)
         clip = self._mechanism.clip_norm
         return LocalResult(
-            mean_loss=torch.cat(losses).mean().item() if losses else None,
+            mean_loss=torch.cat(losses).nanmean().item() if losses else None,
             clipped_share=(torch.cat(norms) > clip).float().mean().item() if norms else None,
             kept={
                 **_prefixed(pack_adam(self._optimiser.original_optimizer), _PRIVATE),
@@ -164,8 +164,10 @@ class PrivateTrainer:
             },
         )
 
-    def _step(self, rng: torch.Generator, losses: list[Tensor], norms: list[Tensor]) -> None:
-        """One logical step: however many physical batches, one noise addition."""
+    def _private_gradient(
+        self, rng: torch.Generator, losses: list[Tensor], norms: list[Tensor]
+    ) -> dict[nn.Parameter, Tensor]:
+        """Clipped sum of one logical step, from however many physical batches."""
         draws = self._training.draws_per_image
         batches = physical_batches(
             self._sampler.draw(), max(1, self._training.physical_batch // draws)
@@ -176,7 +178,7 @@ class PrivateTrainer:
             losses.append(part.losses)
             norms.append(part.norms)
             parts.append(part)
-        self._optimiser.private_step(sum_gradients(parts), self._public_gradient(rng))
+        return sum_gradients(parts)
 
     def _clipped(self, batch: Draw, rng: torch.Generator) -> ClippedSum:
         """Clipped gradient sum of one physical batch, several draws of each image averaged."""
@@ -208,6 +210,17 @@ class PrivateTrainer:
             rate *= 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * progress))
         for group in self._optimiser.param_groups:
             group["lr"] = rate
+
+
+def _stream(steps: Steps, step: int, part: str) -> torch.Generator:
+    """The reproducible randomness of one part of one step; also seeds dropout.
+
+    The private and the public part have streams of their own, so that how many patients
+    were drawn does not show in the fakes that follow.
+    """
+    seed = derive_seed(steps.seed, step, part)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
