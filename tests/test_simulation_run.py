@@ -341,7 +341,12 @@ def test_a_real_ctrl_c_exits_130_and_says_how_to_continue(tmp_path: Path) -> Non
     arguments = _command("run", str(write_tiny(tmp_path)), "--out", str(out))
     arguments += ["--set", "training.steps_per_round=400"]
     process = subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        arguments,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has them ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while "reserve" not in _entries(out / "sites" / "alpha"):

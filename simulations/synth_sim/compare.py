@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,10 @@ def run_comparison(options: CompareOptions, say: Callable[[str], None]) -> Path:
             log.extend(fact for fact in facts if fact.name in _COPIED)
             log.append(Fact("run.command", options.command, "public", _SOURCE))
         log.append(_row_fact(case, facts))
+    log.append(
+        Fact("run.id", options.out.name, "public", _SOURCE),
+        Fact("run.finished", datetime.now(UTC).isoformat(timespec="seconds"), "public", _SOURCE),
+    )
     return write_comparison(options.out)
 
 

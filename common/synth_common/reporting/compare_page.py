@@ -81,7 +81,8 @@ def _plot(
     name: str, group: str, columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> Plot | None:
     """Small multiples of a group: epsilon across, a marker and line per family."""
-    drawn = [c for c in columns if any(numbers.number(r[c["name"]]) is not None for r in rows)]
+    measured = [c for c in columns if not str(c["name"]).endswith("_floor")]
+    drawn = [c for c in measured if any(numbers.number(r[c["name"]]) is not None for r in rows)]
     if not drawn:
         return None
     epsilons = list(dict.fromkeys(numbers.setting(r["epsilon"]) for r in sorted(rows, key=_budget)))
