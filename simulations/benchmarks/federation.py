@@ -50,9 +50,7 @@ def _plan(steps: int) -> Plan:
     return Plan(
         generator=GeneratorPlan(size=32),
         training=TrainingPlan(rounds=1, steps_per_round=steps, patients_per_step=16, device="cpu"),
-        privacy=PrivacyPlan(
-            epsilon=2.0, delta=1e-3, accountant="rdp", noise="simulation", spare_rounds=0
-        ),
+        privacy=PrivacyPlan(epsilon=2.0, accountant="rdp", noise="simulation", spare_rounds=0),
         federation=FederationPlan(min_sites=1),
     )
 

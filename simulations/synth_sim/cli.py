@@ -96,6 +96,7 @@ def run(
         chosen = load_scenario(scenario, set_, seed)
     out = out or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     typer.echo(f"{chosen.title}: {out}")
+    typer.echo("reading the images and dealing them to the sites" if not resume else "resuming")
     report = run_scenario(chosen, RunOptions(out, engine.value, resume, _command_line()))
     typer.echo(f"report: {report}")
 

@@ -87,6 +87,8 @@ def _held(options: RunOptions) -> Iterator[None]:
         elif not (out / "scenario.toml").is_file():
             raise ConfigError(f"--resume: {out} holds no run (no scenario.toml); check --out")
         found = sorted(path.name for path in out.iterdir() if path.name != ".lock")
+        if found == ["scenario.toml"]:  # a start that failed before it had any data
+            found = []
         if found and not options.resume:
             raise ConfigError(
                 f"--out {out} is not empty (holds {', '.join(found[:3])}); "

@@ -157,6 +157,8 @@ def _trust(report: Mapping[str, Any]) -> str:
 def _membership(report: Mapping[str, Any]) -> str:
     """The strongest attack found."""
     attack = strongest_attack(report)
+    if attack is None and report["membership"]["attacks"]:
+        return "Membership risk was not tested: too few patients or images for the attacks."
     if attack is None:
         return f"Membership risk is {MISSING}: no attack on the synthetic images was recorded."
     count = len({a["attack"] for a in report["membership"]["attacks"]})
@@ -210,6 +212,8 @@ def _attack_tile(report: Mapping[str, Any]) -> dict[str, str]:
     """The strongest attack."""
     attack = strongest_attack(report)
     tile = {"name": "Strongest membership attack, AUC", "text": "0.5 is guessing"}
+    if attack is None and report["membership"]["attacks"]:
+        return {**tile, "value": "not tested", "text": "too few patients or images"}
     if attack is None:
         return {**tile, "value": MISSING}
     return {
