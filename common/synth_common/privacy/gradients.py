@@ -125,13 +125,13 @@ class PatientGradients:
     def clipped_sum(self, loss: Callable[[], Tensor], rows: Rows, clip: float) -> ClippedSum:
         """Sum over patients of g_p * min(1, clip / |g_p|), g_p the mean over p's rows.
 
+        A patient whose gradient is not finite contributes nothing: whether that happens
+        depends on the patient, so it must not show in anything but the (noisy) sum.
+
         Args:
             loss: Runs the network once and returns one loss per row (R,), in row order.
             rows: Which rows belong to which patient.
             clip: The clip norm C; ``inf`` leaves the gradients as they are.
-
-        A patient whose gradient is not finite contributes nothing: whether that happens
-        depends on the patient, so it must not show in anything but the (noisy) sum.
 
         Raises:
             PrivacyError: The network used a layer twice, so that its rule would be wrong.
