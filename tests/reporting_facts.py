@@ -135,6 +135,14 @@ def _data(sites: Sequence[str]) -> list[Fact]:
             detail={"source": "cxr_site_a"},
         ),
     ]
+    facts.append(
+        _fact(
+            "data.label_shares",
+            {"normal": 0.31, "pneumonia": 0.69},
+            "released",
+            detail={"noise": 8.0},
+        )
+    )
     for i, site in enumerate(sites):
         split = {
             "train_patients": 1204 + i,

@@ -9,7 +9,9 @@ import numpy as np
 from synth_client.site import Site
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import FederationPlan, GeneratorPlan, Plan, PrivacyPlan, TrainingPlan
-from synth_common.privacy.ledger import Ledger
+from synth_common.privacy.ledger import Budget, Decision, Ledger
+
+OPERATOR = Decision("operator", "test")
 
 
 def blobs(n: int, seed: int = 0, size: int = 28, per_patient: int = 2) -> ImageSet:
@@ -47,8 +49,17 @@ def small_site(directory: Path, name: str = "north", seed: int = 0, budget: floa
         train=blobs(80, seed),
         holdout=blobs(20, seed + 1000),
         nominal_patients=40,
-        budget_epsilon=budget,
         seed=seed,
+        simulated=True,
     )
-    Ledger.create(site.ledger_path)
+    Ledger.create(site.ledger_path, name)
+    with Ledger.hold(site.ledger_path) as ledger:
+        ledger.set_budget(Budget(budget, 1e-5), OPERATOR)
     return site
+
+
+def approve(site: Site, plan: Plan) -> None:
+    """The operator agrees to a plan; agreeing twice is agreeing once."""
+    with Ledger.hold(site.ledger_path) as ledger:
+        if plan.digest() not in ledger.approved():
+            ledger.approve(plan.digest(), plan.to_json(), OPERATOR)

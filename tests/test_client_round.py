@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_sites import small_plan, small_site
+from small_sites import OPERATOR, approve, small_plan, small_site
 from test_privacy_accounting import reference_epsilon
 
 from synth_client import round as rounds
@@ -19,21 +19,29 @@ from synth_common.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    LedgerError,
+    PlanError,
     PrivacyError,
     StorageError,
     TrainingError,
 )
 from synth_common.generators import build_generator
+from synth_common.plan import ReleasePlan
 from synth_common.privacy import egress
-from synth_common.privacy.accounting import Use
-from synth_common.privacy.ledger import Ledger
+from synth_common.privacy.accounting import Use, epsilon
+from synth_common.privacy.ledger import Budget, Ledger
 from synth_common.privacy.optimiser import PatientOptimiser
 from synth_common.privacy.training import Mechanism
 
 
 def _request(plan, number=1, state=None, run_id="run"):
     state = build_generator(plan.generator, 0).shared_state() if state is None else state
-    return RoundRequest(run_id, number, plan.digest(), state)
+    return RoundRequest(run_id, number, plan, state)
+
+
+def _train(site, plan, request):
+    approve(site, plan)
+    return train_round(site, request)
 
 
 def _spent(site):
@@ -46,7 +54,7 @@ def test_a_whole_run_stays_within_its_target_by_an_independent_accountant(tmp_pa
     plan, site = small_plan(family), small_site(tmp_path)
     state = None
     for number in (1, 2, 3):
-        reply = train_round(site, plan, _request(plan, number, state))
+        reply = _train(site, plan, _request(plan, number, state))
         state = reply.tensors
     (whole, *_per_round) = privacy_facts(site, plan)
     value = whole.value
@@ -60,17 +68,17 @@ def test_a_whole_run_stays_within_its_target_by_an_independent_accountant(tmp_pa
 
 def test_the_same_request_twice_is_answered_alike_and_charged_once(tmp_path):
     plan, site = small_plan(), small_site(tmp_path)
-    first = train_round(site, plan, _request(plan))
-    second = train_round(site, plan, _request(plan))
+    first = _train(site, plan, _request(plan))
+    second = _train(site, plan, _request(plan))
     assert _spent(site) == 5
     assert all(torch.equal(first.tensors[k], second.tensors[k]) for k in first.tensors)
 
 
 def test_another_state_for_the_same_round_is_charged_again(tmp_path):
     plan, site = small_plan(), small_site(tmp_path)
-    train_round(site, plan, _request(plan))
+    _train(site, plan, _request(plan))
     other = build_generator(plan.generator, 1).shared_state()
-    train_round(site, plan, _request(plan, state=other))
+    _train(site, plan, _request(plan, state=other))
     assert _spent(site) == 10
 
 
@@ -85,14 +93,14 @@ def test_an_interrupted_round_is_spent_and_the_noise_grows_when_the_reserve_is_g
 
     for _ in range(3):
         with monkeypatch.context() as patch:
-            patch.setattr(rounds, "_train", die)
+            patch.setattr(rounds, "_use", die)
             with pytest.raises(KeyboardInterrupt):
-                train_round(site, plan, _request(plan))
+                _train(site, plan, _request(plan))
         with Ledger.hold(site.ledger_path) as ledger:
             noise.append(ledger.history()[-1].noise_multiplier)
     assert noise[0] == noise[1] < noise[2]
     for number in (1, 2, 3):
-        train_round(site, plan, _request(plan, number))
+        _train(site, plan, _request(plan, number))
     (whole, *_) = privacy_facts(site, plan)
     assert whole.value["steps"] == 30
     assert whole.value["epsilon"] <= 8.0
@@ -102,30 +110,48 @@ def test_an_exhausted_target_is_refused_before_the_images_are_touched(tmp_path, 
     plan, site = small_plan(spare_rounds=0), small_site(tmp_path)
     state = None
     for number in (1, 2, 3):
-        state = train_round(site, plan, _request(plan, number, state)).tensors
-    monkeypatch.setattr(rounds, "_train", lambda *_: pytest.fail("trained without budget"))
+        state = _train(site, plan, _request(plan, number, state)).tensors
+    monkeypatch.setattr(rounds, "_use", lambda *_: pytest.fail("trained without budget"))
     with pytest.raises(BudgetError):
-        train_round(
-            site, plan, _request(plan, 3, build_generator(plan.generator, 5).shared_state())
-        )
+        _train(site, plan, _request(plan, 3, build_generator(plan.generator, 5).shared_state()))
     assert _spent(site) == 15
 
 
-def test_a_later_run_that_does_not_fit_the_lifetime_budget_is_refused_at_once(tmp_path):
+def test_a_later_run_gets_the_noise_that_the_lifetime_budget_asks_for(tmp_path):
+    """The second run alone would cost 8; the site adds noise until both runs cost 8.5."""
     plan, site = small_plan(), small_site(tmp_path, budget=8.5)
+    for number in (1, 2, 3):
+        alone = _train(site, plan, _request(plan, number, run_id="first"))
+    with Ledger.read(site.ledger_path) as ledger:
+        before = epsilon(ledger.history(), 1e-5, "prv")
+    for number in (1, 2, 3):
+        later = _train(site, plan, _request(plan, number, run_id="second"))
+    assert before < 7.5
+    assert later.values["noise_multiplier"] > 1.15 * alone.values["noise_multiplier"]
+    with Ledger.read(site.ledger_path) as ledger:
+        assert reference_epsilon(ledger.history()) <= 8.5 * 1.001
+    assert later.values["epsilon"] <= 8.5
+    assert _spent(site) == 30
+
+
+def test_a_later_run_that_does_not_fit_the_lifetime_budget_is_refused_at_once(tmp_path):
+    plan, site = small_plan(), small_site(tmp_path, budget=6.0)
     for number in (1, 2):
-        train_round(site, plan, _request(plan, number, run_id="first"))
-    with pytest.raises(BudgetError, match=r"budget_epsilon = 8\.5 of site north"):
-        train_round(site, plan, _request(plan, run_id="second"))
+        _train(site, plan, _request(plan, number, run_id="first"))
+    with Ledger.hold(site.ledger_path) as ledger:
+        spent = epsilon(ledger.history(), 1e-5, "prv")
+        ledger.set_budget(Budget(spent * 1.005, 1e-5), OPERATOR)
+    with pytest.raises(BudgetError, match=r"budget_epsilon = .* of site north: .* is spent"):
+        _train(site, plan, _request(plan, run_id="second"))
     assert _spent(site) == 10
 
 
 def test_the_non_private_twin_needs_a_site_that_allows_it(tmp_path):
     plan = small_plan(epsilon=math.inf)
     with pytest.raises(BudgetError):
-        train_round(small_site(tmp_path), plan, _request(plan))
+        _train(small_site(tmp_path), plan, _request(plan))
     open_site = small_site(tmp_path, "open", budget=math.inf)
-    reply = train_round(open_site, plan, _request(plan))
+    reply = _train(open_site, plan, _request(plan))
     assert reply.values["epsilon"] == math.inf
     (whole, *_) = privacy_facts(open_site, plan)
     assert whole.value["clip_norm"] is None
@@ -134,31 +160,29 @@ def test_the_non_private_twin_needs_a_site_that_allows_it(tmp_path):
 def test_requests_that_deviate_are_refused_and_cost_nothing(tmp_path):
     plan, site = small_plan(), small_site(tmp_path)
     good = _request(plan)
-    with pytest.raises(PrivacyError, match="plan digest"):
-        train_round(site, plan, replace(good, plan_digest="0" * 64))
     with pytest.raises(PrivacyError, match="round 4"):
-        train_round(site, plan, replace(good, round=4))
+        _train(site, plan, replace(good, round=4))
     with pytest.raises(CheckpointError):
-        train_round(site, plan, replace(good, state={"x": torch.zeros(1)}))
+        _train(site, plan, replace(good, state={"x": torch.zeros(1)}))
     no_ids = replace(site, train=replace(site.train, patient_ids=None))
     with pytest.raises(PrivacyError, match="no patient ids"):
-        train_round(no_ids, plan, good)
+        _train(no_ids, plan, good)
     assert _spent(site) == 0
 
 
 def test_a_lost_or_forged_reply_is_not_sent(tmp_path):
     plan, site = small_plan(), small_site(tmp_path)
-    train_round(site, plan, _request(plan))
+    _train(site, plan, _request(plan))
     (stored,) = site.outbox.glob("*.safetensors")
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(stored)
     save_file({k: v + 1 for k, v in tensors.items()}, stored)
     with pytest.raises(PrivacyError, match="not the reply"):
-        train_round(site, plan, _request(plan))
+        _train(site, plan, _request(plan))
     stored.unlink()
     with pytest.raises(StorageError, match="is lost"):
-        train_round(site, plan, _request(plan))
+        _train(site, plan, _request(plan))
 
 
 def test_what_is_charged_is_what_runs(tmp_path, monkeypatch):
@@ -177,7 +201,7 @@ def test_what_is_charged_is_what_runs(tmp_path, monkeypatch):
 
     monkeypatch.setattr(rounds, "PrivateTrainer", spy)
     monkeypatch.setattr(PatientOptimiser, "add_noise", count)
-    train_round(site, plan, _request(plan))
+    _train(site, plan, _request(plan))
     with Ledger.hold(site.ledger_path) as ledger:
         (use,) = ledger.history()
     expected = Mechanism(use.noise_multiplier, use.sample_rate, 1.0, 4, 10)
@@ -191,7 +215,7 @@ def test_no_message_changes_the_noise(tmp_path):
     plan, noise = small_plan(), []
     for number in (1, 2, 3):
         site = small_site(tmp_path, f"site-{number}")
-        reply = train_round(site, plan, _request(plan, number))
+        reply = _train(site, plan, _request(plan, number))
         noise.append(reply.values["noise_multiplier"])
     assert len(set(noise)) == 1
 
@@ -206,7 +230,7 @@ def test_a_unit_of_image_ignores_patient_ids(tmp_path, monkeypatch):
         return trainer(generator, data, *rest)
 
     monkeypatch.setattr(rounds, "PrivateTrainer", spy)
-    train_round(site, plan, _request(plan))
+    _train(site, plan, _request(plan))
     assert units == [len(site.train)]
 
 
@@ -214,7 +238,7 @@ def test_a_unit_of_image_ignores_patient_ids(tmp_path, monkeypatch):
 def test_a_run_id_cannot_leave_the_sites_directory(tmp_path, run_id):
     plan, site = small_plan(), small_site(tmp_path)
     with pytest.raises(PrivacyError, match="run id"):
-        train_round(site, plan, _request(plan, run_id=run_id))
+        _train(site, plan, _request(plan, run_id=run_id))
     assert _spent(site) == 0
 
 
@@ -223,21 +247,21 @@ def test_weights_that_are_no_numbers_are_refused_before_anything_is_charged(tmp_
     state = build_generator(plan.generator, 0).shared_state()
     name = next(iter(state))
     with pytest.raises(CheckpointError, match="not finite"):
-        train_round(site, plan, _request(plan, state={**state, name: state[name] * math.nan}))
+        _train(site, plan, _request(plan, state={**state, name: state[name] * math.nan}))
     with pytest.raises(CheckpointError, match="type"):
-        train_round(site, plan, _request(plan, state={**state, name: state[name].double()}))
+        _train(site, plan, _request(plan, state={**state, name: state[name].double()}))
     assert _spent(site) == 0
 
 
 def test_a_looser_delta_than_the_budgets_is_refused(tmp_path):
     plan, site = small_plan(delta=1e-3), small_site(tmp_path)
     with pytest.raises(PrivacyError, match=r"privacy.delta = 0.001 is above the 1e-05"):
-        train_round(site, plan, _request(plan))
+        _train(site, plan, _request(plan))
 
 
 def test_losses_stay_in_the_sites_own_facts(tmp_path):
     plan, site = small_plan(), small_site(tmp_path)
-    reply = train_round(site, plan, _request(plan))
+    reply = _train(site, plan, _request(plan))
     (line,) = (site.directory / "facts.jsonl").read_text().splitlines()
     fact = json.loads(line)
     assert fact["name"] == "training.loss"
@@ -248,14 +272,106 @@ def test_losses_stay_in_the_sites_own_facts(tmp_path):
 
 def test_the_gate_refuses_what_nobody_declared():
     state = {"w": torch.zeros(2)}
-    with pytest.raises(PrivacyError, match="loss"):
-        egress.acknowledge({"loss": 0.3})
+
+    def gate(tensors, values=None, statistics=None):
+        return egress.release(egress.Outgoing(tensors, values or {}, statistics or {}), state, 3)
+
+    for name in ("loss", "gradient_norm", "examples", "accuracy", "minimum"):
+        with pytest.raises(PrivacyError, match=f"refused to let '{name}' leave"):
+            egress.acknowledge({name: 0.3})
+        with pytest.raises(PrivacyError, match=name):
+            gate(state, {name: 0.3})
     with pytest.raises(PrivacyError, match="histogram"):
-        egress.release_state({**state, "histogram": torch.zeros(2)}, state, {})
+        gate({**state, "histogram": torch.zeros(2)})
     with pytest.raises(PrivacyError, match="shape"):
-        egress.release_state({"w": torch.zeros(3)}, state, {})
+        gate({"w": torch.zeros(3)})
     with pytest.raises(TrainingError, match="not finite"):
-        egress.release_state({"w": torch.tensor([0.0, math.nan])}, state, {})
+        gate({"w": torch.tensor([0.0, math.nan])})
+    with pytest.raises(PrivacyError, match="nothing charges: \\['means'\\]"):
+        gate(state, None, {"means": torch.zeros(3)})
+    with pytest.raises(PrivacyError, match="label_histogram changed its shape"):
+        gate(state, None, {"label_histogram": torch.zeros(4)})
+    passed = gate(state, {"site": "north"}, {"label_histogram": torch.zeros(3)})
+    assert list(passed.statistics) == ["label_histogram"]
+
+
+def test_only_an_approved_plan_runs_and_a_deviation_is_named_with_both_values(tmp_path):
+    plan, site = small_plan(), small_site(tmp_path)
+    with pytest.raises(PlanError, match="no plan is approved"):
+        train_round(site, _request(plan))
+    approve(site, plan)
+    terms = plan.privacy.model_copy(update={"clip_norm": 9.0, "epsilon": math.inf})
+    greedy = plan.model_copy(update={"privacy": terms})
+    with pytest.raises(PlanError) as refusal:
+        train_round(site, _request(greedy))
+    assert "privacy.clip_norm: 9.0 against 1.0" in str(refusal.value)
+    assert "privacy.epsilon: inf against 8.0" in str(refusal.value)
+    with Ledger.hold(site.ledger_path) as ledger:
+        ledger.revoke(plan.digest(), OPERATOR)
+    with pytest.raises(PlanError):
+        train_round(site, _request(plan))
+    assert _spent(site) == 0
+
+
+def test_repeatable_noise_is_refused_at_a_real_site(tmp_path):
+    plan, site = small_plan(), small_site(tmp_path)
+    with pytest.raises(PrivacyError, match="no simulated site"):
+        _train(replace(site, simulated=False), plan, _request(plan))
+    secure = small_plan(noise="secure")
+    _train(replace(site, simulated=False), secure, _request(secure))
+
+
+def test_a_coordinator_that_saw_more_than_the_ledger_holds_is_told_so(tmp_path):
+    plan, site = small_plan(), small_site(tmp_path)
+    first = _train(site, plan, _request(plan))
+    seen = first.values["ledger_head"]
+    _train(site, plan, replace(_request(plan, 2), anchor=seen))
+    with pytest.raises(LedgerError, match="which the coordinator saw"):
+        _train(site, plan, replace(_request(plan, 3), anchor="f" * 64))
+    assert _spent(site) == 10
+
+
+def test_the_label_histogram_is_charged_once_released_once_and_sent_again_for_free(tmp_path):
+    plan = small_plan().model_copy(update={"release": ReleasePlan(label_histogram=4.0)})
+    site = small_site(tmp_path)
+    first = _train(site, plan, _request(plan))
+    again = _train(site, plan, _request(plan))
+    second = _train(site, plan, _request(plan, 2))
+    histogram = first.statistics["label_histogram"]
+    assert torch.equal(histogram, again.statistics["label_histogram"])
+    assert second.statistics == {}
+    with Ledger.read(site.ledger_path) as ledger:
+        history = ledger.history()
+    assert [use.purpose for use in history] == ["training", "label histogram", "training"]
+    assert (history[1].noise_multiplier, history[1].sample_rate, history[1].steps) == (4.0, 1.0, 1)
+    exact = torch.bincount(torch.from_numpy(site.train.labels), minlength=2) / 2
+    assert 0 < float((histogram - exact).abs().max()) < 4.0 * 6
+    third = _train(site, plan, _request(plan, 3))
+    with Ledger.read(site.ledger_path) as ledger:
+        assert reference_epsilon(ledger.history()) <= third.values["epsilon"] * 1.001 <= 8.008
+    assert history[0].noise_multiplier > _noise_without_histogram(tmp_path)
+
+
+def _noise_without_histogram(tmp_path) -> float:
+    plan, site = small_plan(), small_site(tmp_path, "plain")
+    return _train(site, plan, _request(plan)).values["noise_multiplier"]
+
+
+def test_an_interrupted_histogram_is_charged_again(tmp_path, monkeypatch):
+    plan = small_plan().model_copy(update={"release": ReleasePlan(label_histogram=4.0)})
+    site = small_site(tmp_path)
+
+    def die(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.Outbox, "keep", die)
+        with pytest.raises(KeyboardInterrupt):
+            _train(site, plan, _request(plan))
+    _train(site, plan, _request(plan))
+    with Ledger.read(site.ledger_path) as ledger:
+        assert [u.purpose for u in ledger.history()].count("label histogram") == 2
+        assert [r.attempt for r in ledger.reservations()] == [1, 2]
 
 
 def test_a_site_survives_its_directory(tmp_path):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_sites import blobs, small_plan, small_site
+from small_sites import approve, blobs, small_plan, small_site
 
 from synth_client.app import SiteApp, make_client_app
 from synth_client.evaluate import SiteEvaluation, balanced_labels, sample_images
-from synth_client.site import Site, save_site
+from synth_client.site import Site, load_site, save_site
 from synth_common import messages
 from synth_common.errors import FederationError
 from synth_common.evaluation.config import EvaluationConfig
@@ -45,7 +45,10 @@ def _directories(tmp_path: Path, *sites: Site) -> tuple[Path, ...]:
 
 
 def _grid(plan: Plan, directories: tuple[Path, ...]) -> InProcessGrid:
-    app = SiteApp(PartitionSites(directories), plan, SiteEvaluation(_CONFIG, seed=1))
+    for directory in directories:
+        if directory.is_dir():
+            approve(load_site(directory), plan)
+    app = SiteApp(PartitionSites(directories), SiteEvaluation(_CONFIG, seed=1))
     return InProcessGrid(make_client_app(app), len(directories))
 
 
@@ -54,7 +57,7 @@ def _plan() -> Plan:
 
 
 def _strategy(grid: Grid, plan: Plan, min_sites: int = 2) -> UniformAverage:
-    return UniformAverage(discover_sites(grid, 5.0), min_sites, "run", plan.digest())
+    return UniformAverage(discover_sites(grid, 5.0), min_sites, "run", plan)
 
 
 def _every_value(message: Message) -> str:
@@ -144,7 +147,7 @@ def test_a_failure_leaves_as_a_code_and_its_story_stays(tmp_path: Path) -> None:
     grid = _grid(plan, _directories(tmp_path, site))
     header = Header("run", 99, plan.digest())
     state = build_generator(plan.generator, seed=3).shared_state()
-    asked = Message(messages.request(header, arrays_of(state)), 1, "train")
+    asked = Message(messages.request(header, arrays_of(state), plan), 1, "train")
     (reply,) = grid.send_and_receive([asked])
     assert messages.error_code(reply) == "PrivacyError"
     assert reply.error.code == 1004
@@ -156,7 +159,7 @@ def test_an_unexpected_exception_leaves_no_word(tmp_path: Path) -> None:
     def resolve(context: Context) -> Site:
         raise RuntimeError("/data/Jane Doe.dcm is broken")
 
-    app = make_client_app(SiteApp(resolve, _plan(), SiteEvaluation(_CONFIG, seed=1)))
+    app = make_client_app(SiteApp(resolve, SiteEvaluation(_CONFIG, seed=1)))
     (reply,) = InProcessGrid(app, 1).send_and_receive([Message(RecordDict(), 1, "query")])
     assert messages.error_code(reply) == messages.UNKNOWN_ERROR
     assert "Jane" not in _every_value(reply)
@@ -168,15 +171,13 @@ def test_a_message_without_a_header_is_refused_before_anything_is_spent(tmp_path
     (reply,) = grid.send_and_receive([Message(RecordDict(), 1, "train")])
     assert messages.error_code(reply) == "DataError"
     with Ledger.hold(site.ledger_path) as ledger:
-        assert ledger.entries() == []
+        assert ledger.history() == []
 
 
 def test_the_app_survives_cloudpickle_as_ray_needs(tmp_path: Path) -> None:
     cloudpickle = pytest.importorskip("cloudpickle")
     site = small_site(tmp_path)
-    app = SiteApp(
-        PartitionSites(_directories(tmp_path, site)), _plan(), SiteEvaluation(_CONFIG, seed=1)
-    )
+    app = SiteApp(PartitionSites(_directories(tmp_path, site)), SiteEvaluation(_CONFIG, seed=1))
     copied = cloudpickle.loads(cloudpickle.dumps(make_client_app(app)))
     assert discover_sites(InProcessGrid(copied, 1), 5.0) == {1: "north"}
 

@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from small_sites import small_plan
 
 from synth_common import messages
 from synth_common.errors import BudgetError, FederationError, LedgerHeldError
@@ -25,11 +26,13 @@ from synth_common.flower import (
     state_of,
 )
 from synth_common.messages import Header
+from synth_common.privacy.egress import Outgoing
 from synth_server.strategy import UniformAverage
 from synth_sim.transport import InProcessGrid
 
 State = dict[str, torch.Tensor]
-RUN, PLAN = "run-1", "digest-1"
+RUN, PLAN = "run-1", small_plan()
+DIGEST = PLAN.digest()
 
 
 def _state(seed: int = 0, size: int = 4) -> State:
@@ -57,8 +60,8 @@ def _answer(
     header: Header | None = None,
     values: dict[str, float | int | str] | None = None,
 ) -> Message:
-    header = header or Header(RUN, int(asked.metadata.group_id), PLAN)
-    return Message(messages.reply(header, arrays_of(state), values or {}), reply_to=asked)
+    header = header or Header(RUN, int(asked.metadata.group_id), DIGEST)
+    return Message(messages.reply(header, Outgoing(state, values or {})), reply_to=asked)
 
 
 def test_the_average_is_uniform_and_equals_a_slow_numpy_mean() -> None:
@@ -155,7 +158,7 @@ def test_one_bad_reply_is_left_out_and_its_site_named(kind: str, names: str) -> 
 
 
 @pytest.mark.parametrize(
-    "header", [Header("other", 1, PLAN), Header(RUN, 2, PLAN), Header(RUN, 1, "other")]
+    "header", [Header("other", 1, DIGEST), Header(RUN, 2, DIGEST), Header(RUN, 1, "other")]
 )
 def test_replies_of_another_run_round_or_plan_are_refused(header: Header) -> None:
     strategy = _strategy(2, min_sites=2)
@@ -267,7 +270,7 @@ def test_memory_does_not_grow_with_the_number_of_sites() -> None:
         def train(message: Message, context: Context) -> Message:
             state = {"w": torch.full((250_000,), float(context.node_id))}
             return Message(
-                messages.reply(messages.header_of(message), arrays_of(state), {}),
+                messages.reply(messages.header_of(message), Outgoing(state, {})),
                 reply_to=message,
             )
 
@@ -300,7 +303,7 @@ def test_flowers_own_loop_can_run_the_strategy() -> None:
         state = state_of(messages.arrays_in(message))
         moved = {k: v + 1.0 + context.node_id for k, v in state.items()}
         header = messages.header_of(message)
-        return Message(messages.reply(header, arrays_of(moved), {}), reply_to=message)
+        return Message(messages.reply(header, Outgoing(moved, {})), reply_to=message)
 
     strategy: Strategy = _strategy(2)
     grid = InProcessGrid(app, 2)

@@ -178,7 +178,7 @@ def test_what_is_missing_is_marked(name: str, run_dir: Path) -> None:
 
 def test_every_single_missing_fact_is_marked_on_the_page(run_dir: Path) -> None:
     # Facts whose absence means that nothing of the kind happened.
-    optional = {"run.resumed", "data.scanner_shift", "federation.failure"}
+    optional = {"run.resumed", "data.label_shares", "data.scanner_shift", "federation.failure"}
     # Without plots a page takes a tenth of the time; what they show is tested below.
     plotted = ("quality.", "utility.", "samples.", "membership.", "privacy.epsilon", "training.")
     facts = run_facts(sites=["only"], rounds=1)

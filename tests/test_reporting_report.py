@@ -150,7 +150,11 @@ def test_a_site_without_a_ledger_is_seen_to_lack_it() -> None:
 
 _BADGES = [
     ("whole", "good", "PRIVATE: epsilon 7.99 per PATIENT"),
-    ("simulation-noise", "caution", "PRIVATE: epsilon 7.99 per PATIENT, with simulation noise"),
+    (
+        "simulation-noise",
+        "caution",
+        "PRIVATE: epsilon 7.99 per PATIENT; simulation noise: not a release",
+    ),
     ("image-unit", "caution", "per IMAGE, not per patient"),
     ("no-privacy", "danger", "NO PRIVACY GUARANTEE (epsilon = inf)"),
     ("missing-privacy", "danger", "PRIVACY NOT RECORDED"),

@@ -298,7 +298,8 @@ def _entries(site: Path) -> list[str]:
             rows = connection.execute("SELECT body FROM entries ORDER BY number").fetchall()
     except sqlite3.OperationalError:
         return []
-    return [json.loads(body)["kind"] for (body,) in rows]
+    kinds = [json.loads(body)["kind"] for (body,) in rows]
+    return [kind for kind in kinds if kind in ("reserve", "commit")]
 
 
 def _command(*arguments: str) -> list[str]:

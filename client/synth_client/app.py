@@ -1,34 +1,31 @@
 """A hospital's Flower app: three actions, and nothing of a failure leaves but its code.
 
 The same app runs in process, in Ray's workers and in a deployed node; only ``resolve``
-differs. The plan and the evaluation settings are the hospital's own copies: a message can
-name a plan by its digest, but cannot change one.
+differs. A message brings a plan, and the site's ledger says whether its operator approved
+it; the evaluation settings are the hospital's own.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from synth_common import messages
-from synth_common.errors import PrivacyError, SynthwardError
+from synth_common.errors import SynthwardError
 from synth_common.flower import (
     ClientApp,
-    ConfigRecord,
     Context,
     Message,
     RecordDict,
-    arrays_of,
     state_of,
 )
 
 if TYPE_CHECKING:
     from synth_client.evaluate import SiteEvaluation
     from synth_client.site import Site
-    from synth_common.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -37,20 +34,18 @@ class SiteApp:
 
     Attributes:
         resolve: Finds this node's site from Flower's context.
-        plan: The plan this site approved.
         evaluation: How this site judges the final generator.
         threads: Processor threads of this process, or None to leave them. Float sums
             depend on it, so a simulation sets it for equal results on every engine.
     """
 
     resolve: Callable[[Context], Site]
-    plan: Plan
     evaluation: SiteEvaluation
     threads: int | None = None
 
     def query(self, message: Message, context: Context) -> Message:
         """Answer with the site's public name."""
-        return self._answer(message, context, lambda site: _acknowledgement({"site": site.name}))
+        return self._answer(message, context, lambda site: _acknowledged({"site": site.name}))
 
     def train(self, message: Message, context: Context) -> Message:
         """Train one round; answer with what passed the egress gate."""
@@ -80,33 +75,37 @@ class SiteApp:
         from synth_client.round import RoundRequest, train_round
 
         header = messages.header_of(message)
-        state = state_of(messages.arrays_in(message))
-        outgoing = train_round(
-            site,
-            self.plan,
-            RoundRequest(header.run_id, header.round, header.plan_digest, state),
+        request = RoundRequest(
+            header.run_id,
+            header.round,
+            messages.plan_in(message),
+            state_of(messages.arrays_in(message)),
+            messages.remembered_in(message).anchor or None,
         )
-        return messages.reply(header, arrays_of(outgoing.tensors), outgoing.values)
+        return messages.reply(header, train_round(site, request))
 
     def _evaluate(self, message: Message, site: Site) -> RecordDict:
+        from synth_client.approval import require_approved
         from synth_client.evaluate import evaluate_site
+        from synth_common.privacy.ledger import Ledger
 
-        header = messages.header_of(message)
-        if header.plan_digest != self.plan.digest():
-            raise PrivacyError("the plan of the evaluation differs from the approved one")
+        header, plan = messages.header_of(message), messages.plan_in(message)
+        with Ledger.read(site.ledger_path) as ledger:
+            require_approved(ledger, plan)
         state = state_of(messages.arrays_in(message))
+        shares = messages.remembered_in(message).shares
         try:
-            evaluate_site(site, self.plan, self.evaluation, state)
+            evaluate_site(site, plan, replace(self.evaluation, shares=shares), state)
         except Exception as err:  # whether it fails may depend on the holdout
             _note(site, err)
-        return _acknowledgement({"site": site.name, "round": header.round, "done": 1})
+        return _acknowledged({"site": site.name, "round": header.round, "done": 1})
 
 
-def _acknowledgement(values: Mapping[str, float | int | str]) -> RecordDict:
+def _acknowledged(values: Mapping[str, float | int | str]) -> RecordDict:
     """Values that passed the egress gate, and no tensor."""
     from synth_common.privacy.egress import acknowledge
 
-    return RecordDict({messages.VALUES: ConfigRecord(dict(acknowledge(values).values))})
+    return messages.acknowledgement(acknowledge(values))
 
 
 def _note(site: Site, err: Exception) -> None:

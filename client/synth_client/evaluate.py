@@ -6,12 +6,13 @@ site's own ``facts.jsonl``. The reply to the coordinator is an acknowledgement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from synth_common.errors import DataError
 from synth_common.evaluation.config import EvaluationConfig
 from synth_common.images.imageset import ImageSet
 from synth_common.randomness import derive_seed
@@ -35,11 +36,13 @@ class SiteEvaluation:
         seed: Root seed of samples, draws and encoders; public.
         reference: Public images for the self-supervised encoder and as a population that
             no site trained on; None where there are none.
+        shares: Released shares of the classes to draw labels by; empty for equal shares.
     """
 
     config: EvaluationConfig
     seed: int
     reference: ImageSet | None = None
+    shares: tuple[float, ...] = ()
 
 
 def evaluate_site(
@@ -65,7 +68,8 @@ def evaluate_site(
     generator.load_shared_state(state)
     generator.eval()
     config, seed, reference = evaluation.config, evaluation.seed, evaluation.reference
-    synthetic = sample_images(generator, balanced_labels(plan, config.synthetic_images), seed)
+    labels = class_labels(plan, config.synthetic_images, evaluation.shares)
+    synthetic = sample_images(generator, labels, seed)
     facts = evaluate_fidelity(
         site.holdout, site.train, synthetic, reference, config, seed, site.name
     )
@@ -79,6 +83,24 @@ def evaluate_site(
 def balanced_labels(plan: Plan, count: int) -> np.ndarray:
     """``count`` labels, int64, the classes in turn: public, whatever a site's own mix is."""
     return np.arange(count, dtype=np.int64) % len(plan.generator.classes)
+
+
+def class_labels(plan: Plan, count: int, shares: Sequence[float] = ()) -> np.ndarray:
+    """``count`` labels, int64, in the given shares of the classes (largest remainders first).
+
+    Empty ``shares`` stand for equal ones. Raises DataError if there are not as many shares
+    as classes, or they do not sum to 1.
+    """
+    if not shares:
+        return balanced_labels(plan, count)
+    classes = len(plan.generator.classes)
+    if len(shares) != classes or abs(sum(shares) - 1.0) > 1e-6:
+        raise DataError(f"class shares {list(shares)}: expected {classes} that sum to 1")
+    exact = np.asarray(shares) * count
+    whole = np.floor(exact).astype(np.int64)
+    rest = np.argsort(whole - exact, kind="stable")[: count - int(whole.sum())]
+    whole[rest] += 1
+    return np.repeat(np.arange(classes, dtype=np.int64), whole)
 
 
 def sample_images(generator: Generator, labels: np.ndarray, seed: int) -> ImageSet:

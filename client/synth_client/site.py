@@ -2,9 +2,10 @@
 
 ::
 
-    DIRECTORY/site.json       public declarations and the operator's budget
+    DIRECTORY/site.json       public declarations
     DIRECTORY/data.npz        prepared images            SENSITIVE
-    DIRECTORY/ledger.sqlite   every use of the images; ledger.head names its last entry
+    DIRECTORY/ledger.sqlite   every use of the images, the lifetime budget, approved plans;
+                              ledger.head beside it names its last entry
     DIRECTORY/outbox/         replies that were paid for, to be sent again for free
     DIRECTORY/facts.jsonl     local facts                SENSITIVE
 """
@@ -24,7 +25,7 @@ from synth_common.errors import ConfigError, DataError, StorageError
 from synth_common.facts import Fact, FactLog
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import Plan
-from synth_common.privacy.accounting import epsilon, merged
+from synth_common.privacy.accounting import Use, epsilon, merged
 from synth_common.privacy.ledger import Ledger
 
 _SOURCE = "synth_client.site.privacy_facts"
@@ -42,9 +43,8 @@ class Site:
         holdout: Images kept for evaluation, other patients. SENSITIVE.
         nominal_patients: PUBLIC declaration of about how many training patients the
             site has; with ``training.patients_per_step`` it gives the sample rate.
-        budget_epsilon: The most this data set may ever cost, over all runs,
-        budget_delta: at this delta.
         seed: Seeds simulations; deployments draw noise from the operating system.
+        simulated: Whether this is a part of a simulation, where noise may be repeatable.
     """
 
     name: str
@@ -52,19 +52,14 @@ class Site:
     train: ImageSet
     holdout: ImageSet
     nominal_patients: int
-    budget_epsilon: float
     seed: int
-    budget_delta: float = 1e-5
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         if self.nominal_patients < 1:
             raise ConfigError(
                 f"site {self.name}: nominal_patients = {self.nominal_patients}; "
                 "declare about how many training patients the site has"
-            )
-        if not self.budget_epsilon > 0:
-            raise ConfigError(
-                f"site {self.name}: budget_epsilon = {self.budget_epsilon}: must be above 0"
             )
 
     @property
@@ -98,9 +93,8 @@ def save_site(site: Site) -> None:
     settings = {
         "name": site.name,
         "nominal_patients": site.nominal_patients,
-        "budget_epsilon": str(site.budget_epsilon),
-        "budget_delta": site.budget_delta,
         "seed": site.seed,
+        "simulated": site.simulated,
         "class_names": list(site.train.class_names),
     }
     arrays = {**_arrays("train", site.train), **_arrays("holdout", site.holdout)}
@@ -113,7 +107,21 @@ def save_site(site: Site) -> None:
         (site.directory / "site.json").write_text(json.dumps(settings, indent=2) + "\n")
     except OSError as err:
         raise StorageError(f"cannot write site {site.directory}: {err.strerror}") from err
-    Ledger.create(site.ledger_path)
+    Ledger.create(site.ledger_path, f"training images of {site.name}")
+
+
+def find_site(home: Path, name: str) -> Path:
+    """The directory of site ``name`` below ``home/sites``.
+
+    Raises:
+        ConfigError: There is none; names those that are there.
+    """
+    folder = home / "sites"
+    found = sorted(path.parent.name for path in folder.glob("*/site.json"))
+    if name not in found:
+        there = ", ".join(found) if found else "no site"
+        raise ConfigError(f"--site {name}: {folder} holds {there}; check --site and --home")
+    return folder / name
 
 
 def load_site(directory: Path) -> Site:
@@ -135,9 +143,8 @@ def load_site(directory: Path) -> Site:
         train=train,
         holdout=holdout,
         nominal_patients=settings["nominal_patients"],
-        budget_epsilon=float(settings["budget_epsilon"]),
-        budget_delta=settings["budget_delta"],
         seed=settings["seed"],
+        simulated=settings["simulated"],
     )
 
 
@@ -159,23 +166,24 @@ def privacy_facts(site: Site, plan: Plan) -> list[Fact]:
     Raises:
         LedgerError: The ledger does not verify.
     """
-    with Ledger.hold(site.ledger_path) as ledger:
-        entries, head = ledger.entries(), ledger.head()
+    with Ledger.read(site.ledger_path) as ledger:
+        reservations, head, budget = ledger.reservations(), ledger.head, ledger.budget
     terms = plan.privacy
-    uses, per_round = [], {}
-    for entry in entries:
-        if entry.use is not None:
-            uses.append(entry.use)
-            per_round[entry.key.round] = epsilon(uses, terms.delta, terms.accountant)
-    last = uses[-1] if uses else None
+    uses: list[Use] = []
+    per_round: dict[int, float] = {}
+    for reservation in reservations:
+        uses += reservation.uses
+        per_round[reservation.key.round] = epsilon(uses, terms.delta, terms.accountant)
+    training = [use for use in uses if use.purpose == "training"]
+    last = training[-1] if training else None
     whole = {
         "epsilon": epsilon(uses, terms.delta, terms.accountant),
         "target_epsilon": terms.epsilon,
-        "budget_epsilon": site.budget_epsilon,
+        "budget_epsilon": budget.epsilon,
         "delta": terms.delta,
         "noise_multiplier": last.noise_multiplier if last else None,
         "sample_rate": last.sample_rate if last else None,
-        "steps": sum(use.steps for use in uses),
+        "steps": sum(use.steps for use in training),
         "accountant": terms.accountant,
         "clip_norm": terms.clip_norm if terms.private else None,
         "max_images_per_patient": terms.max_images_per_patient,

@@ -76,6 +76,12 @@ class TrainingError(SynthwardError):
     exit_code = 11
 
 
+class PlanError(PrivacyError):
+    """A coordinator asks for what the site's operator has not approved."""
+
+    exit_code = 12
+
+
 class Interrupted(SynthwardError):
     """The user stopped the run (Ctrl-C); it can be resumed."""
 

@@ -50,6 +50,7 @@ CATALOGUE: Mapping[str, str] = {
     "data.licence": "Licence and attribution of a source, as its owner states it",
     "data.classes": "Class names, in label order",
     "data.intake": "Images offered, accepted and set aside with reasons; exact duplicates",
+    "data.label_shares": "Shares of the classes, from the sites' released noisy histograms",
     "data.split": "Patients and images in train and holdout",
     "data.scanner_shift": "Simulated scanner character of a site",
     "data.partition": "How the images were dealt to the sites",

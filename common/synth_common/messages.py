@@ -1,14 +1,16 @@
 """What a coordinator and a site say to each other, as Flower records.
 
-Down: the shared tensors and a header (run, round, plan digest). Up: tensors and values
-that passed the site's egress gate, under the same header; or an error *code* and no text,
-because the text of an exception may hold a path or a value of a patient.
+Down: the shared tensors, a header (run, round, plan digest), the plan itself, and what the
+coordinator remembers of the site's ledger. Up: what passed the site's egress gate, under
+the same header; or an error *code* and no text, because the text of an exception may hold
+a path or a value of a patient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from synth_common import errors
 from synth_common.errors import DataError, SynthwardError
@@ -18,9 +20,15 @@ from synth_common.flower import (
     Error,
     Message,
     RecordDict,
+    arrays_of,
 )
+from synth_common.plan import Plan
 
-ARRAYS, HEADER, VALUES = "arrays", "header", "values"
+if TYPE_CHECKING:
+    from synth_common.privacy.egress import Outgoing
+
+ARRAYS, STATISTICS = "arrays", "statistics"
+HEADER, PLAN, SITE, VALUES = "header", "plan", "site", "values"
 UNKNOWN_ERROR = "UnexpectedError"
 _CODE_BASE = 1000  # Flower's own codes are below 100
 _CODES = {
@@ -39,18 +47,46 @@ class Header:
     plan_digest: str
 
 
-def request(header: Header, arrays: ArrayRecord) -> RecordDict:
-    """The content of a message to a site."""
-    return RecordDict({ARRAYS: arrays, HEADER: ConfigRecord(asdict(header))})
+@dataclass(frozen=True)
+class Remembered:
+    """What the coordinator tells a site beside the tensors.
+
+    Attributes:
+        anchor: The entry of the site's ledger that it saw last; empty before the first.
+        shares: Released shares of the classes, for drawing labels; empty for equal shares.
+    """
+
+    anchor: str = ""
+    shares: tuple[float, ...] = ()
 
 
-def reply(
-    header: Header, arrays: ArrayRecord, values: Mapping[str, float | int | str]
+def request(
+    header: Header, arrays: ArrayRecord, plan: Plan, remembered: Remembered | None = None
 ) -> RecordDict:
-    """The content of a site's answer."""
-    content = request(header, arrays)
-    content[VALUES] = ConfigRecord(dict(values))
+    """The content of a message to a site."""
+    known = remembered or Remembered()
+    return RecordDict(
+        {
+            ARRAYS: arrays,
+            HEADER: ConfigRecord(asdict(header)),
+            PLAN: ConfigRecord({"json": plan.to_json()}),
+            SITE: ConfigRecord({"anchor": known.anchor, "shares": list(known.shares)}),
+        }
+    )
+
+
+def reply(header: Header, outgoing: Outgoing) -> RecordDict:
+    """The content of a site's answer: what passed its egress gate, under the request's header."""
+    content = acknowledgement(outgoing)
+    content[HEADER] = ConfigRecord(asdict(header))
+    content[ARRAYS] = arrays_of(outgoing.tensors)
+    content[STATISTICS] = arrays_of(outgoing.statistics)
     return content
+
+
+def acknowledgement(outgoing: Outgoing) -> RecordDict:
+    """An answer of public values alone."""
+    return RecordDict({VALUES: ConfigRecord(dict(outgoing.values))})
 
 
 def header_of(message: Message) -> Header:
@@ -67,6 +103,40 @@ def header_of(message: Message) -> Header:
     return Header(run_id, number, digest)
 
 
+def plan_in(message: Message) -> Plan:
+    """The plan that a request speaks of.
+
+    Raises:
+        DataError: There is none, or it is not the one that the header names.
+        ConfigError: It is no plan.
+    """
+    text = _record(message, PLAN).get("json")
+    if not isinstance(text, str):
+        raise DataError("the message holds no plan")
+    plan = Plan.from_json(text)
+    if plan.digest() != header_of(message).plan_digest:
+        raise DataError("the message's plan is not the one that its header names")
+    return plan
+
+
+def remembered_in(message: Message) -> Remembered:
+    """What the coordinator remembers. Raises DataError when it cannot be read."""
+    record = _record(message, SITE)
+    anchor, shares = record.get("anchor", ""), record.get("shares", [])
+    if not isinstance(anchor, str) or not isinstance(shares, list):
+        raise DataError("the message's memory of the site cannot be read")
+    numbers = [share for share in shares if isinstance(share, float) and 0.0 <= share <= 1.0]
+    if len(numbers) != len(shares):
+        raise DataError("the message's class shares are not numbers between 0 and 1")
+    return Remembered(anchor, tuple(numbers))
+
+
+def _record(message: Message, name: str) -> Mapping[str, object]:
+    """The values of a config record; empty where there is none."""
+    record = message.content.config_records.get(name) if message.has_content() else None
+    return {} if record is None else dict(record)
+
+
 def arrays_in(message: Message) -> ArrayRecord:
     """The array record of a message. Raises DataError when there is none."""
     record = message.content.array_records.get(ARRAYS) if message.has_content() else None
@@ -75,12 +145,17 @@ def arrays_in(message: Message) -> ArrayRecord:
     return record
 
 
+def statistics_in(message: Message) -> ArrayRecord:
+    """The released statistics of a reply; an empty record when there are none."""
+    record = message.content.array_records.get(STATISTICS) if message.has_content() else None
+    return ArrayRecord() if record is None else record
+
+
 def values_in(message: Message) -> dict[str, float | int | str]:
     """The scalar values of a message, by name; other kinds are left out."""
-    record = message.content.config_records.get(VALUES) if message.has_content() else None
     return {
         key: value
-        for key, value in (record or {}).items()
+        for key, value in _record(message, VALUES).items()
         if isinstance(value, float | int | str) and not isinstance(value, bool)
     }
 

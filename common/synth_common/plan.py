@@ -23,7 +23,7 @@ Unit = Literal["patient", "image"]
 TrustModel = Literal["local"]
 """Whom a patient must trust. ``local``: only the own hospital; every update that leaves
 it already carries the noise of the stated epsilon."""
-Accountant = Literal["prv", "rdp"]
+Accountant = Literal["prv", "rdp", "pld"]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
@@ -119,6 +119,17 @@ class PrivacyPlan(StrictModel):
         return math.isfinite(self.epsilon)
 
 
+class ReleasePlan(StrictModel):
+    """What a site releases once, with its first round, apart from the generator.
+
+    ``label_histogram`` is the noise multiplier of a histogram of labels in which every
+    patient counts once, charged like everything else; None releases none, and synthetic
+    sets then hold every class alike.
+    """
+
+    label_histogram: Positive | None = None
+
+
 class FederationPlan(StrictModel):
     """What a round needs: replies, and seconds before a silent site counts as failed."""
 
@@ -133,6 +144,7 @@ class Plan(StrictModel):
     training: TrainingPlan = TrainingPlan()
     privacy: PrivacyPlan = PrivacyPlan()
     federation: FederationPlan = FederationPlan()
+    release: ReleasePlan = ReleasePlan()
 
     @model_validator(mode="after")
     def _unit_fits(self) -> Plan:
@@ -150,6 +162,30 @@ class Plan(StrictModel):
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan of :meth:`to_json`. Raises ConfigError for anything else."""
+        try:
+            values = json.loads(text)
+        except ValueError as err:
+            raise ConfigError(f"the plan is not JSON: {err}") from err
+        if not isinstance(values, dict):
+            raise ConfigError("the plan is not a JSON object")
+        return validate(Plan, values, where="plan")
+
+    def differences(self, other: Plan) -> list[str]:
+        """``field: own value against other value`` of every field in which two plans differ."""
+        mine, yours = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        return [f"{k}: {mine[k]} against {yours[k]}" for k in mine if mine[k] != yours[k]]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``section.key``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 _Model = TypeVar("_Model", bound=BaseModel)

@@ -11,13 +11,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from synth_common.errors import CheckpointError, StorageError
 from synth_common.reporting.files import replace_bytes
+from synth_server.strategy import Memory
 
 _FILE = re.compile(r"round-(\d{4,})\.safetensors")
 _KEEP = 3
@@ -25,19 +26,23 @@ _KEEP = 3
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after ``round`` completed rounds (0: the initial weights)."""
+    """The state of a run after ``round`` completed rounds (0: the initial weights).
+
+    ``memory`` is what the coordinator knows of the sites' ledgers and released statistics.
+    """
 
     run_id: str
     round: int
     plan_digest: str
     state: Mapping[str, Tensor]
+    memory: Memory = field(default_factory=Memory)
 
 
 def _digest(checkpoint: Checkpoint) -> str:
     """SHA-256 over the header and every tensor (name, dtype, shape, bytes) in sorted order."""
     hasher = hashlib.sha256()
-    head = [checkpoint.run_id, checkpoint.round, checkpoint.plan_digest]
-    hasher.update(json.dumps(head).encode())
+    head = [checkpoint.run_id, checkpoint.round, checkpoint.plan_digest, asdict(checkpoint.memory)]
+    hasher.update(json.dumps(head, sort_keys=True).encode())
     for name in sorted(checkpoint.state):
         value = checkpoint.state[name].detach().cpu().contiguous()
         hasher.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
@@ -65,6 +70,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         "run_id": checkpoint.run_id,
         "round": str(checkpoint.round),
         "plan_digest": checkpoint.plan_digest,
+        "memory": json.dumps(asdict(checkpoint.memory), sort_keys=True),
         "sha256": _digest(checkpoint),
     }
     tensors = {k: v.detach().cpu().contiguous() for k, v in checkpoint.state.items()}
@@ -93,10 +99,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metadata = handle.metadata() or {}
             state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         checkpoint = Checkpoint(
-            metadata["run_id"], int(metadata["round"]), metadata["plan_digest"], state
+            metadata["run_id"],
+            int(metadata["round"]),
+            metadata["plan_digest"],
+            state,
+            Memory(**json.loads(metadata["memory"])),
         )
         expected = metadata["sha256"]
-    except (SafetensorError, OSError, KeyError, ValueError) as err:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as err:
         raise CheckpointError(_damaged(path, str(err) or type(err).__name__)) from err
     if _digest(checkpoint) != expected:
         raise CheckpointError(_damaged(path, "its SHA-256 does not match its content"))

@@ -25,7 +25,8 @@ from synth_common.flower import (
     arrays_of,
     state_of,
 )
-from synth_common.messages import Header
+from synth_common.messages import Header, Remembered
+from synth_common.plan import Plan
 
 Values = Mapping[str, float | int | str]
 _SPENT = "BudgetError"
@@ -46,13 +47,45 @@ class Failure:
 
 @dataclass
 class Outcome:
-    """What a round brought: who replied with what, who failed, and how many bytes came."""
+    """What a round brought: who replied with what, who failed, and how many bytes came.
+
+    Attributes:
+        replies: Public values by site.
+        failures: Who did not take part, and why.
+        statistics: Released statistics by site and name.
+        bytes_down: Bytes of tensors sent.
+        bytes_up: Bytes of tensors received.
+        ended: Why training ends here, or None.
+    """
 
     replies: dict[str, Values] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     bytes_down: int = 0
     bytes_up: int = 0
     ended: str | None = None
+
+
+@dataclass
+class Memory:
+    """What the coordinator remembers of the sites between rounds; all of it was released.
+
+    Attributes:
+        heads: Hash of the ledger entry seen last, by site. The site checks it, so that a
+            rolled-back ledger is noticed.
+        histograms: Noisy label histogram by site.
+    """
+
+    heads: dict[str, str] = field(default_factory=dict)
+    histograms: dict[str, list[float]] = field(default_factory=dict)
+
+    def shares(self) -> tuple[float, ...]:
+        """Share of every class over all sites, from the noisy histograms; empty without any."""
+        if not self.histograms:
+            return ()
+        counts = [max(0.0, sum(column)) for column in zip(*self.histograms.values(), strict=True)]
+        total = sum(counts)
+        return tuple(c / total for c in counts) if total > 0 else ()
 
 
 class _Sum:
@@ -82,10 +115,12 @@ class UniformAverage(Strategy):
         min_sites: Fewest usable replies a round may be made of.
         outcome: What the last round brought.
         spent: Sites that reported a spent privacy budget; they are not asked again.
+        memory: What must outlive this process: the ledger entry seen last of every site, and
+            its released histogram.
         on_ask: Called with a site's name as its message goes out.
     """
 
-    def __init__(self, sites: Mapping[int, str], min_sites: int, run_id: str, digest: str) -> None:
+    def __init__(self, sites: Mapping[int, str], min_sites: int, run_id: str, plan: Plan) -> None:
         if len(set(sites.values())) != len(sites):
             raise FederationError(f"site names must differ, got {sorted(sites.values())}")
         self.sites = dict(sorted(sites.items(), key=lambda item: item[1]))
@@ -93,7 +128,9 @@ class UniformAverage(Strategy):
         self.outcome = Outcome()
         self.spent: set[str] = set()
         self.on_ask: Callable[[str], None] = lambda name: None
-        self._header = Header(run_id, 0, digest)
+        self.memory = Memory()
+        self._plan = plan
+        self._header = Header(run_id, 0, plan.digest())
         self._sent: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         self._asked: list[str] = []
 
@@ -132,13 +169,15 @@ class UniformAverage(Strategy):
         self._sent = {k: (v.dtype, tuple(v.shape)) for k, v in state_of(arrays).items()}
         self._asked = list(names)
         self.outcome = Outcome(bytes_down=arrays.count_bytes() * len(self._asked))
-        content = messages.request(self._header, arrays)
         ttl = float(timeout) if isinstance(timeout, int | float) else None
         nodes = {name: node for node, name in self.sites.items()}
+        shares = self.memory.shares()
 
         def give() -> Iterator[Message]:
             for name in self._asked:
                 self.on_ask(name)
+                known = Remembered(self.memory.heads.get(name, ""), shares)
+                content = messages.request(self._header, arrays, self._plan, known)
                 yield Message(content, nodes[name], kind, ttl=ttl, group_id=str(server_round))
 
         return give()
@@ -213,11 +252,27 @@ class UniformAverage(Strategy):
             self._fail(name, messages.error_code(message), "the site reported this error code")
             return None
         try:
-            state = self._checked(message)
+            state, statistics = self._checked(message), self._statistics(message)
         except DataError as err:
             self._fail(name, "BadReply", str(err))
             return None
-        self.outcome.replies[name] = messages.values_in(message)
+        values = messages.values_in(message)
+        self.outcome.replies[name], self.outcome.statistics[name] = values, statistics
+        self.memory.heads[name] = str(values.get("ledger_head", ""))
+        if "label_histogram" in statistics:
+            self.memory.histograms[name] = statistics["label_histogram"].tolist()
+        return state
+
+    def _statistics(self, message: Message) -> dict[str, Tensor]:
+        """Refuse (DataError) statistics that the plan does not name, or that are no numbers."""
+        state = state_of(messages.statistics_in(message))
+        wanted = {"label_histogram"} if self._plan.release.label_histogram is not None else set()
+        shape = (len(self._plan.generator.classes),)
+        for name, value in state.items():
+            if name not in wanted or tuple(value.shape) != shape or value.dtype != torch.float32:
+                raise DataError(f"statistic {name!r} of shape {tuple(value.shape)} is not planned")
+            if not bool(torch.isfinite(value).all()):
+                raise DataError(f"statistic {name!r} holds NaN or infinity")
         return state
 
     def _checked(self, message: Message) -> dict[str, Tensor]:

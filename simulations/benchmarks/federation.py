@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from synth_client.app import SiteApp
+from synth_client.approval import accept
 from synth_client.evaluate import SiteEvaluation
 from synth_client.round import RoundRequest, train_round
 from synth_client.site import Site, load_site, save_site
@@ -38,6 +39,7 @@ from synth_common.plan import (
     PrivacyPlan,
     TrainingPlan,
 )
+from synth_common.privacy.ledger import Budget, Decision
 from synth_server.rounds import State, discover_sites, run_rounds
 from synth_server.strategy import UniformAverage
 from synth_sim.transport import PartitionSites, open_grid
@@ -65,7 +67,9 @@ def _make_sites(plan: Plan, count: int, folder: Path) -> list[Path]:
         images = load_source(source, target, None).images
         train, holdout = split_patients(images, 0.1, number)
         directory = folder / f"site-{number:02d}"
-        save_site(Site(directory.name, directory, train, holdout, 320, math.inf, number))
+        site = Site(directory.name, directory, train, holdout, 320, number, simulated=True)
+        save_site(site)
+        accept(site.ledger_path, Budget(math.inf, 1e-5), plan, Decision("benchmark", "none left"))
         directories.append(directory)
     return directories
 
@@ -73,20 +77,18 @@ def _make_sites(plan: Plan, count: int, folder: Path) -> list[Path]:
 def _alone(plan: Plan, directories: Sequence[Path], state: State) -> float:
     """Processor seconds of the same training without federation."""
     sites = [load_site(directory) for directory in directories]
-    request = RoundRequest("alone", 1, plan.digest(), state)
+    request = RoundRequest("alone", 1, plan, state)
     began = time.process_time()
     for site in sites:
-        train_round(site, plan, request)
+        train_round(site, request)
     return time.process_time() - began
 
 
 def _federated(plan: Plan, directories: Sequence[Path], state: State) -> float:
     """Processor seconds of one federated round over the in-process transport."""
-    app = SiteApp(
-        PartitionSites(tuple(directories)), plan, SiteEvaluation(EvaluationConfig(), seed=0)
-    )
+    app = SiteApp(PartitionSites(tuple(directories)), SiteEvaluation(EvaluationConfig(), seed=0))
     with open_grid("inprocess", app, len(directories)) as grid:
-        strategy = UniformAverage(discover_sites(grid, 60.0), 1, "federated", plan.digest())
+        strategy = UniformAverage(discover_sites(grid, 60.0), 1, "federated", plan)
         began = time.process_time()
         ended = run_rounds(grid, strategy, plan, (0, state), lambda result: None)
         seconds = time.process_time() - began

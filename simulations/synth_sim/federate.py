@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from synth_server.rounds import (
     evaluate_sites,
     run_rounds,
 )
-from synth_server.strategy import Failure, UniformAverage
+from synth_server.strategy import Failure, Memory, UniformAverage
 from synth_sim.prepare import load_reference
 from synth_sim.progress import Reporter
 from synth_sim.scenario import Scenario
@@ -49,6 +49,7 @@ class Federation:
         tell: Progress.
         generator: With its public initial weights; carries the current ones later.
         sites: In the order of their partition ids.
+        memory: What the coordinator knows of the sites from rounds already completed.
     """
 
     scenario: Scenario
@@ -57,6 +58,7 @@ class Federation:
     tell: Reporter
     generator: Generator
     sites: Sequence[Site]
+    memory: Memory = field(default_factory=Memory)
 
 
 def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple[Ended, float]:
@@ -112,7 +114,6 @@ def _site_app(run: Federation) -> SiteApp:
     seed = derive_seed(run.scenario.seed, "evaluation")
     return SiteApp(
         resolve=PartitionSites(tuple(site.directory for site in run.sites)),
-        plan=run.scenario.plan,
         evaluation=SiteEvaluation(run.scenario.evaluation, seed, load_reference(run.scenario)),
         threads=torch.get_num_threads(),
     )
@@ -125,8 +126,9 @@ def _strategy(run: Federation, grid: Grid) -> UniformAverage:
         discover_sites(grid, _DISCOVERY_SECONDS),
         plan.federation.min_sites,
         run.scenario.run_id(),
-        plan.digest(),
+        plan,
     )
+    strategy.memory = run.memory
     strategy.on_ask = run.tell.site
     return strategy
 
@@ -143,16 +145,26 @@ def _after_round(run: Federation, result: RoundResult) -> None:
     source = f"{_SOURCE}._after_round"
     facts = [Fact("federation.round", value, "public", source, round=number)]
     run.generator.load_shared_state(result.state)
-    facts += _health_facts(run, number)
+    facts += _health_facts(run, number) + _share_facts(run, result)
     run.log.extend(facts)
     _record_failures(run, outcome.failures, number)
     plan = run.scenario.plan
     save_checkpoint(
         run.out / "checkpoints",
-        Checkpoint(run.scenario.run_id(), number, plan.digest(), result.state),
+        Checkpoint(run.scenario.run_id(), number, plan.digest(), result.state, run.memory),
     )
     replies = outcome.replies.items()
     run.tell.round(number, {name: v["epsilon"] for name, v in replies if "epsilon" in v})
+
+
+def _share_facts(run: Federation, result: RoundResult) -> list[Fact]:
+    """The classes' shares, in the round that brought a released histogram."""
+    if not any(result.outcome.statistics.values()):
+        return []
+    value = dict(zip(run.scenario.generator.classes, run.memory.shares(), strict=False))
+    detail = {"noise": run.scenario.release.label_histogram}
+    source = f"{_SOURCE}._share_facts"
+    return [Fact("data.label_shares", value, "released", source, detail=detail)]
 
 
 def _health_facts(run: Federation, number: int) -> list[Fact]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from synth_client.evaluate import balanced_labels, sample_images
+from synth_client.evaluate import class_labels, sample_images
 from synth_client.site import Site
 from synth_common.evaluation.suite import evaluate_utility
 from synth_common.facts import Fact, Scope
@@ -28,15 +28,18 @@ from synth_sim.scenario import Scenario
 _SOURCE = "synth_sim.judge"
 
 
-def pooled_utility(scenario: Scenario, sites: Sequence[Site], generator: Generator) -> list[Fact]:
+def pooled_utility(
+    scenario: Scenario, sites: Sequence[Site], generator: Generator, shares: Sequence[float] = ()
+) -> list[Fact]:
     """Classifiers on synthetic, real and both, tested on all sites' held-out patients.
 
-    As many synthetic images as there are real training images, the classes in turn.
+    As many synthetic images as there are real training images, in the released ``shares`` of
+    the classes, or the classes in turn where none were released.
     """
     train = concatenate([_named(site.train, site.name) for site in sites])
     holdout = concatenate([_named(site.holdout, site.name) for site in sites])
     seed = derive_seed(scenario.seed, "utility")
-    labels = balanced_labels(scenario.plan, len(train))
+    labels = class_labels(scenario.plan, len(train), shares)
     synthetic = sample_images(generator, labels, seed)
     return evaluate_utility(train, holdout, synthetic, scenario.evaluation, seed)
 

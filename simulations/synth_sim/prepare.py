@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from synth_client.approval import accept
 from synth_client.site import Site, save_site
 from synth_common.errors import ConfigError, DataError, PrivacyError
 from synth_common.facts import Fact
@@ -16,6 +17,7 @@ from synth_common.images.imageset import ImageSet
 from synth_common.images.preprocess import Target
 from synth_common.images.sources import SourceConfig, load_source
 from synth_common.images.split import split_patients
+from synth_common.privacy.ledger import Budget, Decision
 from synth_common.randomness import derive_seed
 from synth_sim.partition import SiteShare, deal
 from synth_sim.scanner import apply
@@ -117,18 +119,17 @@ def _prepare_site(scenario: Scenario, share: SiteShare, images: ImageSet, out: P
     )
     if scenario.privacy.unit == "image":
         train, holdout = _without_patients(train), _without_patients(holdout)
-    save_site(
-        Site(
-            name=name,
-            directory=site_directories(scenario, out)[name],
-            train=train,
-            holdout=holdout,
-            nominal_patients=share.nominal_patients,
-            budget_epsilon=share.budget_epsilon or scenario.privacy.epsilon,
-            budget_delta=scenario.privacy.delta,
-            seed=derive_seed(seed, "site", name),
-        )
+    site = Site(
+        name=name,
+        directory=site_directories(scenario, out)[name],
+        train=train,
+        holdout=holdout,
+        nominal_patients=share.nominal_patients,
+        seed=derive_seed(seed, "site", name),
+        simulated=True,
     )
+    save_site(site)
+    _play_operator(site, scenario, share.budget_epsilon or scenario.privacy.epsilon)
     facts = [
         Fact("data.source", _source_value(scenario, share), "public", _SOURCE, site=name),
         Fact("data.split", _split_value(train, holdout), "site-local", _SOURCE, site=name),
@@ -137,6 +138,14 @@ def _prepare_site(scenario: Scenario, share: SiteShare, images: ImageSet, out: P
         shift = share.scanner.as_fact_value()
         facts.append(Fact("data.scanner_shift", shift, "public", _SOURCE, site=name))
     return facts
+
+
+def _play_operator(site: Site, scenario: Scenario, budget_epsilon: float) -> None:
+    """Decide what a hospital's operator would: set the budget, approve the plan."""
+    terms = scenario.privacy
+    budget = Budget(budget_epsilon, terms.delta, terms.accountant)
+    decision = Decision("synth-sim", f"simulated site of scenario {scenario.name}")
+    accept(site.ledger_path, budget, scenario.plan, decision)
 
 
 def _without_patients(images: ImageSet) -> ImageSet:

@@ -11,7 +11,7 @@ import fcntl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,6 +124,8 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
             log.append(Fact("run.resumed", {"at_round": completed + 1}, "public", _SOURCE))
         with reporter(scenario.training.rounds, completed) as tell:
             run = _open(scenario, options, log, tell)
+            if checkpoint is not None:
+                run = replace(run, memory=checkpoint.memory)
             state = run.generator.shared_state() if checkpoint is None else dict(checkpoint.state)
             ended, judging = federate(run, options.engine, (completed, state))
             _finish(run, options, ended, (began, judging))
@@ -183,7 +185,7 @@ def _finish(run: Federation, options: RunOptions, ended: Ended, clock: tuple[flo
     start = time.perf_counter()
     run.tell.note("training classifiers on synthetic and on real images")
     run.generator.eval()
-    facts = pooled_utility(scenario, run.sites, run.generator)
+    facts = pooled_utility(scenario, run.sites, run.generator, run.memory.shares())
     facts += write_grids(scenario, run.sites, run.generator, run.out)
     for site in run.sites:
         facts += privacy_facts(site, scenario.plan)

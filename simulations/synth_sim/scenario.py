@@ -1,7 +1,7 @@
 """A scenario: one simulated federation, whole, in one TOML file.
 
-Sections ``generator``, ``training``, ``privacy`` and ``federation`` are the federation
-plan; the others say where the images come from, how they are dealt to hospitals, and how
+Sections ``generator``, ``training``, ``privacy``, ``federation`` and ``release`` are the
+federation plan; the others say where the images come from, how they are dealt to hospitals, and how
 the result is judged. Unknown keys and impossible values are refused by name.
 """
 
@@ -28,6 +28,7 @@ from synth_common.plan import (
     GeneratorPlan,
     Plan,
     PrivacyPlan,
+    ReleasePlan,
     StrictModel,
     TrainingPlan,
     validate,
@@ -85,6 +86,7 @@ class Scenario(StrictModel):
     training: TrainingPlan = TrainingPlan()
     privacy: PrivacyPlan = PrivacyPlan(noise="simulation")
     federation: FederationPlan = FederationPlan()
+    release: ReleasePlan = ReleasePlan()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
 
@@ -96,6 +98,7 @@ class Scenario(StrictModel):
             training=self.training,
             privacy=self.privacy,
             federation=self.federation,
+            release=self.release,
         )
 
     @property

@@ -1,16 +1,17 @@
 """The only door out of a site.
 
-A reply is built here and nowhere else. Tensors leave only as the travelling state of a
-generator that DP-SGD trained; single values leave only if their name is declared public
-below. Everything else (losses, gradient norms, counts, histograms, exception texts) is
-refused.
+A reply is built here and nowhere else, and everything in it has a declared kind. *Released*:
+tensors that a charged mechanism made, the travelling state of a generator that DP-SGD
+trained and the statistics that the plan names. *Public*: single values that say nothing of
+a patient, by the table below. Everything else (losses, gradient norms, counts, metrics,
+exception texts) is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import torch
@@ -29,13 +30,28 @@ PUBLIC_VALUES: Mapping[str, str] = MappingProxyType(
         "steps": "Steps composed so far; fixed by the plan and by retries",
         "noise_multiplier": "Chosen from budget and plan, never from data",
         "sample_rate": "From the site's public declaration of its size",
-        "ledger_head": "Hash of the ledger's last entry; says nothing of its content",
+        "ledger_head": "Salted hash of the ledger's last entry; says nothing of its content",
         "done": "Acknowledgement",
-        "error": "Name of an error class, never its text",
-        "exit_code": "Numbered kind of the error",
     }
 )
 """Values that may leave without a charge, and why each says nothing about a patient."""
+
+STATISTICS: Mapping[str, str] = MappingProxyType(
+    {"label_histogram": "Gaussian release, charged as a use of purpose 'label histogram'"}
+)
+"""Tensors beside the generator that may leave when the plan says so, and what charges them."""
+
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "loss": "is a mean over patients that nobody noised",
+        "gradient_norm": "is computed from patients before the noise",
+        "clipped_share": "is computed from patients before the noise",
+        "examples": "an exact number of patients or images tells who is there",
+        "accuracy": "a metric on private images is a function of them",
+        "exception": "the text of an error may hold a path, a name or a pixel",
+    }
+)
+"""What other systems send and this one does not, with the reason for the error message."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +59,14 @@ class Outgoing:
     """What passed the gate.
 
     Attributes:
-        tensors: The generator's travelling state, DP-released; empty in acknowledgements.
-        values: Declared public values.
+        tensors: Released: the generator's travelling state; empty in acknowledgements.
+        values: Public.
+        statistics: Released: what the plan names beside the generator.
     """
 
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Value]
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def acknowledge(values: Mapping[str, Value]) -> Outgoing:
@@ -57,38 +75,45 @@ def acknowledge(values: Mapping[str, Value]) -> Outgoing:
     Raises:
         PrivacyError: A value is not declared public.
     """
-    undeclared = sorted(values.keys() - PUBLIC_VALUES.keys())
-    if undeclared:
+    for name in sorted(values.keys() - PUBLIC_VALUES.keys()):
+        why = REFUSED.get(name, "is not declared in egress.PUBLIC_VALUES")
         raise PrivacyError(
-            f"refused to let {undeclared} leave the site: declare a value public in "
-            "egress.PUBLIC_VALUES with the reason why it says nothing about a patient"
+            f"refused to let {name!r} leave the site: it {why}. Keep it in the site's own facts, "
+            "or release it through a charged mechanism that the plan names"
         )
     return Outgoing(MappingProxyType({}), MappingProxyType(dict(values)))
 
 
-def release_state(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], values: Mapping[str, Value]
-) -> Outgoing:
-    """A trained travelling state beside public values.
+def release(made: Outgoing, expected: Mapping[str, Tensor], classes: int) -> Outgoing:
+    """A round's reply: trained state, charged statistics, public values.
 
     Args:
-        state: What training made.
-        expected: What the plan lets travel; names and shapes must agree.
-        values: Declared public values.
+        made: What the round made.
+        expected: The travelling state that the plan names; names, shapes and types must agree.
+        classes: Length of a label histogram.
 
     Raises:
         PrivacyError: A tensor or value was not declared.
         TrainingError: A tensor is not finite.
     """
-    if state.keys() != expected.keys():
-        odd = sorted(state.keys() ^ expected.keys())
+    if made.tensors.keys() != expected.keys():
+        odd = sorted(made.tensors.keys() ^ expected.keys())
         raise PrivacyError(f"refused to let tensors leave that the plan does not name: {odd}")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
-            raise PrivacyError(f"tensor {name} changed its shape or type since the plan")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise TrainingError(f"tensor {name} is not finite; nothing was released")
-    return Outgoing(MappingProxyType(dict(state)), acknowledge(values).values)
+    undeclared = sorted(made.statistics.keys() - STATISTICS.keys())
+    if undeclared:
+        raise PrivacyError(f"refused to let statistics leave that nothing charges: {undeclared}")
+    shapes = {name: torch.empty(classes) for name in made.statistics}
+    for part, wanted in ((made.tensors, expected), (made.statistics, shapes)):
+        for name, tensor in part.items():
+            if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+                raise PrivacyError(f"tensor {name} changed its shape or type since the plan")
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise TrainingError(f"tensor {name} is not finite; nothing was released")
+    return Outgoing(
+        MappingProxyType(dict(made.tensors)),
+        acknowledge(made.values).values,
+        MappingProxyType(dict(made.statistics)),
+    )
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:

@@ -1,42 +1,26 @@
 """The site's ledger: every use of private data, before it happens.
 
-One SQLite file per site, append-only and hash-chained. A round is *reserved* before the
-data is touched and *committed* before anything leaves; a reservation without a commit
-(the process died in between) stays spent. Only one process may hold a ledger. Entries
-say what was used (noise, rate, steps), not what it cost: cost is recomputed from the
-whole history, so composition over rounds, retries and runs cannot be forgotten.
+One file per data set of a site. A round is *reserved* before the data is touched and
+*committed* before anything leaves; a reservation without a commit (the process died in
+between) stays spent. Entries say what was used (noise, rate, steps), not what it cost:
+cost is recomputed from the whole history, so composition over rounds, retries and runs
+cannot be forgotten. The operator's own decisions, the lifetime budget and the approved
+plans, are entries too, each with a name and a reason. How entries are kept safe is in
+:mod:`chain`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
-import sqlite3
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal
 
-from synth_common.errors import BudgetError, LedgerError, LedgerHeldError, StorageError
+from synth_common.errors import BudgetError, ConfigError, LedgerError
 from synth_common.plan import Accountant
 from synth_common.privacy.accounting import Use, epsilon
-
-_GENESIS = "0" * 64
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (
-    number INTEGER PRIMARY KEY,
-    body TEXT NOT NULL,
-    hash TEXT NOT NULL
-);
-CREATE TRIGGER IF NOT EXISTS no_update BEFORE UPDATE ON entries
-BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS no_delete BEFORE DELETE ON entries
-BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-"""
+from synth_common.privacy.chain import Chain, Entry
 
 
 @dataclass(frozen=True)
@@ -55,61 +39,102 @@ class RoundKey:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of the ledger.
+class Reservation:
+    """Private data is about to be used.
 
-    ``reserve`` entries carry the use; a ``commit`` points at its reservation and carries
-    the SHA-256 of the reply that may now leave.
+    Attributes:
+        number: Entry in the ledger.
+        key: What for.
+        attempt: 1 for the first time this round was begun, 2 for the second, and so on.
+        uses: Every mechanism that will run.
+        time: UTC, ISO 8601.
+        hash: The entry's hash.
     """
 
     number: int
-    kind: Literal["reserve", "commit"]
     key: RoundKey
-    use: Use | None
-    reservation: int | None
-    reply: str | None
+    attempt: int
+    uses: tuple[Use, ...]
     time: str
     hash: str
 
 
 @dataclass(frozen=True)
+class Commit:
+    """A reply (SHA-256 ``reply``) may leave for entry ``reservation``."""
+
+    number: int
+    key: RoundKey
+    reservation: int
+    reply: str
+
+
+@dataclass(frozen=True)
 class Budget:
-    """The most a site ever spends on a data set: (epsilon, delta) by the given accountant."""
+    """The most a data set may ever cost: (epsilon, delta) by the given accountant."""
 
     epsilon: float
     delta: float
-    accountant: Accountant
+    accountant: Accountant = "prv"
+
+    def __post_init__(self) -> None:
+        if not self.epsilon > 0:
+            raise ConfigError(f"budget_epsilon = {self.epsilon}: must be above 0")
+        if not 0 < self.delta < 1:
+            raise ConfigError(f"budget_delta = {self.delta}: must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who decided something about the ledger, and why."""
+
+    operator: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("operator", "reason"):
+            if not getattr(self, name).strip():
+                raise ConfigError(f"{name} is empty; a decision about a budget or plan needs one")
+
+
+@dataclass(frozen=True)
+class BudgetSet:
+    """A lifetime budget, who set it, why and when."""
+
+    budget: Budget
+    decision: Decision
+    time: str
 
 
 class Ledger:
-    """An open, locked and verified ledger. Use :meth:`hold` to get one."""
+    """An open and verified ledger. Use :meth:`hold` to write, :meth:`read` to look."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._connection = connection
-        self._path = path
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        if not chain.entries or chain.entries[0].kind != "open":
+            raise LedgerError(f"{chain.path} does not begin with an entry that opens a data set")
 
     @staticmethod
-    def create(path: Path) -> None:
-        """Begin an empty ledger at ``path``; one that is there is left as it is.
+    def create(path: Path, data_set: str) -> bool:
+        """Open a ledger for ``data_set`` at ``path``; False if it is there, left as it is.
+
+        The first entry holds a random salt, so that no hash of the chain, some of which a
+        coordinator keeps, can be matched against guesses of what was written.
 
         Raises:
             StorageError: The file cannot be written.
         """
-        if path.exists() or path.with_suffix(".head").exists():
-            return
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, isolation_level=None)
-            connection.executescript(_SCHEMA)
-            connection.close()
-            _write_anchor(path, 0, _GENESIS)
-        except (OSError, sqlite3.OperationalError) as err:
-            raise StorageError(f"cannot create ledger {path}: {err}") from err
+        Chain.create(path)
+        with Chain.hold(path) as chain:
+            if chain.entries:
+                return False
+            chain.append("open", {"data_set": data_set, "salt": secrets.token_hex(32)})
+        return True
 
     @classmethod
     @contextmanager
     def hold(cls, path: Path) -> Iterator[Ledger]:
-        """Open the ledger at ``path`` as its only holder and verify the whole chain.
+        """Open the ledger as its only writer and verify the whole of it.
 
         Raises:
             LedgerHeldError: Another process holds it.
@@ -117,172 +142,169 @@ class Ledger:
                 removed or re-ordered; names the first.
             StorageError: The file cannot be read or written.
         """
-        with _lock(path):
-            if not path.is_file():
-                raise LedgerError(
-                    f"ledger {path} is missing; what was spent is unknown, so nothing more can be. "
-                    "Restore it from a backup"
-                )
-            try:
-                connection = sqlite3.connect(path, isolation_level=None)
-                connection.execute("PRAGMA synchronous=FULL")
-                connection.execute("SELECT count(*) FROM entries")
-            except sqlite3.OperationalError as err:
-                raise StorageError(f"cannot open ledger {path}: {err}") from err
-            except sqlite3.DatabaseError as err:
-                raise LedgerError(f"{path} is not a ledger: {err}") from err
-            try:
-                ledger = cls(connection, path)
-                ledger.entries()
-                yield ledger
-            finally:
-                connection.close()
+        with Chain.hold(path) as chain:
+            yield cls(chain)
 
-    def entries(self) -> list[Entry]:
-        """All entries in order, the chain verified. Raises LedgerError at the first bad one."""
-        try:
-            rows = self._connection.execute(
-                "SELECT number, body, hash FROM entries ORDER BY number"
-            ).fetchall()
-        except sqlite3.DatabaseError as err:
-            raise LedgerError(f"{self._path} cannot be read: {err}") from err
-        previous, entries = _GENESIS, []
-        for position, (number, body, digest) in enumerate(rows, start=1):
-            if number != position or _chain(previous, number, body) != digest:
-                raise LedgerError(
-                    f"{self._path}: entry {position} was altered, removed or re-ordered; "
-                    "restore the ledger from a backup made before the change"
-                )
-            entries.append(_parse(number, body, digest))
-            previous = digest
-        self._check_anchor(entries)
-        return entries
+    @classmethod
+    @contextmanager
+    def read(cls, path: Path) -> Iterator[Ledger]:
+        """The verified ledger for looking at, while a round may be writing to it."""
+        with Chain.read(path) as chain:
+            yield cls(chain)
 
-    def _check_anchor(self, entries: list[Entry]) -> None:
-        """The entry that the anchor names must be there: an older copy of the file has it not."""
-        try:
-            number, digest = self._path.with_suffix(".head").read_text().split()
-        except (OSError, ValueError) as err:
-            raise LedgerError(f"{self._path} has lost its anchor (.head): {err}") from err
-        found = _GENESIS if number == "0" else None
-        if 0 < int(number) <= len(entries):
-            found = entries[int(number) - 1].hash
-        if found != digest:
+    # ------------------------------------------------------------------ what it says
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries, as they are kept."""
+        return self._chain.entries
+
+    @property
+    def data_set(self) -> str:
+        """The data set whose uses are written here."""
+        return str(self.entries[0].body["data_set"])
+
+    @property
+    def head(self) -> str:
+        """Hash of the last entry."""
+        return self._chain.head
+
+    def require(self, head: str) -> None:
+        """Refuse to go on if an entry that others saw is not here.
+
+        Raises:
+            LedgerError: ``head`` is the hash of no entry: this is an older or another copy.
+        """
+        if all(entry.hash != head for entry in self.entries):
             raise LedgerError(
-                f"{self._path} ends at entry {len(entries)}, but entry {number} was written once: "
-                "it is an older or another copy; restore the newest backup"
+                f"{self._chain.path} holds no entry {head[:12]}..., which the coordinator saw: it "
+                "is an older or another copy; restore the newest backup"
             )
 
-    def head(self) -> str:
-        """Hash of the last entry; 64 zeros for an empty ledger."""
-        entries = self.entries()
-        return entries[-1].hash if entries else _GENESIS
+    def budgets(self) -> list[BudgetSet]:
+        """Every lifetime budget that was ever set, oldest first; the last one holds."""
+        found = []
+        for entry in self._of("budget"):
+            terms = entry.body["budget"]
+            budget = Budget(float(terms["epsilon"]), terms["delta"], terms["accountant"])
+            found.append(BudgetSet(budget, _decision(entry), entry.time))
+        return found
+
+    @property
+    def budget(self) -> Budget:
+        """The lifetime budget that holds now.
+
+        Raises:
+            BudgetError: None was ever set.
+        """
+        budgets = self.budgets()
+        if not budgets:
+            raise BudgetError(
+                f"no budget was set for data set {self.data_set!r}; its operator sets one with "
+                "synth-client budget --site NAME --set EPSILON --reason TEXT"
+            )
+        return budgets[-1].budget
+
+    def approved(self) -> dict[str, str]:
+        """Approved plans, canonical JSON by digest, in the order of their approval."""
+        plans: dict[str, str] = {}
+        for entry in self.entries:
+            if entry.kind == "approve":
+                plans[entry.body["digest"]] = entry.body["plan"]
+            elif entry.kind == "revoke":
+                plans.pop(entry.body["digest"], None)
+        return plans
+
+    def reservations(self, run_id: str | None = None) -> list[Reservation]:
+        """Every reservation, committed or not; of one run if ``run_id`` is given."""
+        found = (_reservation(entry) for entry in self._of("reserve"))
+        return [r for r in found if run_id in (None, r.key.run_id)]
+
+    def commits(self, run_id: str | None = None) -> list[Commit]:
+        """Every commit; of one run if ``run_id`` is given."""
+        found = (_commit(entry) for entry in self._of("commit"))
+        return [c for c in found if run_id in (None, c.key.run_id)]
 
     def history(self, run_id: str | None = None) -> list[Use]:
         """Every reserved use, committed or not; of one run if ``run_id`` is given."""
-        return [
-            e.use for e in self.entries() if e.use is not None and run_id in (None, e.key.run_id)
-        ]
+        return [use for r in self.reservations(run_id) for use in r.uses]
 
-    def committed(self, key: RoundKey) -> Entry | None:
+    def committed(self, key: RoundKey) -> Commit | None:
         """The commit of exactly this key, or None."""
-        return next((e for e in self.entries() if e.kind == "commit" and e.key == key), None)
+        return next((c for c in self.commits(key.run_id) if c.key == key), None)
 
     def committed_rounds(self, run_id: str) -> int:
         """How many different rounds of a run were committed."""
-        commits = (e.key for e in self.entries() if e.kind == "commit")
-        return len({key.round for key in commits if key.run_id == run_id})
+        return len({commit.key.round for commit in self.commits(run_id)})
 
-    def reserve(self, key: RoundKey, use: Use, budget: Budget) -> Entry:
-        """Write that ``use`` is about to happen; from here on it counts as spent.
+    def _of(self, kind: str) -> Iterator[Entry]:
+        return (entry for entry in self.entries if entry.kind == kind)
+
+    # ------------------------------------------------------------------ what is written
+
+    def set_budget(self, budget: Budget, decision: Decision) -> None:
+        """Set the lifetime budget. Only the site's operator may; no message reaches this."""
+        terms = {**asdict(budget), "epsilon": str(budget.epsilon)}  # inf is no JSON number
+        self._chain.append("budget", {"budget": terms, "decision": asdict(decision)})
+
+    def approve(self, digest: str, plan: str, decision: Decision) -> None:
+        """Write that the operator agreed to the plan (canonical JSON) of this digest."""
+        body = {"digest": digest, "plan": plan, "decision": asdict(decision)}
+        self._chain.append("approve", body)
+
+    def revoke(self, digest: str, decision: Decision) -> None:
+        """Write that the plan of this digest holds no longer.
 
         Raises:
-            BudgetError: History plus ``use`` would exceed the budget. Nothing is written.
+            ConfigError: It is not approved.
         """
-        total = epsilon([*self.history(), use], budget.delta, budget.accountant)
+        if digest not in self.approved():
+            raise ConfigError(f"plan {digest[:12]} is not approved, so it cannot be revoked")
+        self._chain.append("revoke", {"digest": digest, "decision": asdict(decision)})
+
+    def reserve(self, key: RoundKey, uses: Sequence[Use]) -> Reservation:
+        """Write that ``uses`` are about to happen; from here on they count as spent.
+
+        Raises:
+            BudgetError: History plus ``uses`` would exceed the lifetime budget, or there is
+                none. Nothing is written.
+        """
+        budget = self.budget
+        total = epsilon([*self.history(), *uses], budget.delta, budget.accountant)
         if total > budget.epsilon:
             spent = epsilon(self.history(), budget.delta, budget.accountant)
             raise BudgetError(
                 f"budget_epsilon = {budget.epsilon:.4g}: {spent:.4g} is spent and round "
                 f"{key.round} would bring it to {total:.4g} at delta {budget.delta:g}"
             )
-        return self._append({"kind": "reserve", "key": asdict(key), "use": asdict(use)})
+        before = [r for r in self.reservations(key.run_id) if r.key.round == key.round]
+        body = {
+            "key": asdict(key),
+            "attempt": len(before) + 1,
+            "uses": [asdict(use) for use in uses],
+        }
+        return _reservation(self._chain.append("reserve", body))
 
-    def commit(self, reservation: Entry, reply: str) -> Entry:
+    def commit(self, reservation: Reservation, reply: str) -> Commit:
         """Write that the reply with SHA-256 ``reply`` may leave for this reservation."""
-        body = {"kind": "commit", "key": asdict(reservation.key)}
-        return self._append({**body, "reservation": reservation.number, "reply": reply})
-
-    def _append(self, body: dict[str, Any]) -> Entry:
-        entries = self.entries()
-        number, previous = len(entries) + 1, entries[-1].hash if entries else _GENESIS
-        body["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-        digest = _chain(previous, number, text)
-        try:
-            self._connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (number, text, digest))
-        except sqlite3.OperationalError as err:
-            raise StorageError(f"cannot write ledger {self._path}: {err}") from err
-        # After the entry: a crash in between leaves the ledger ahead of its anchor, never behind.
-        _write_anchor(self._path, number, digest)
-        return _parse(number, text, digest)
+        body = {"key": asdict(reservation.key), "reservation": reservation.number, "reply": reply}
+        return _commit(self._chain.append("commit", body))
 
 
-def _write_anchor(path: Path, number: int, digest: str) -> None:
-    """Note the last entry beside the ledger, on disk before anything else happens."""
-    anchor = path.with_suffix(".head")
-    partial = anchor.with_suffix(".partial")
-    try:
-        with partial.open("w") as handle:
-            handle.write(f"{number} {digest}\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(anchor)
-    except OSError as err:
-        raise StorageError(f"cannot write {anchor}: {err.strerror}") from err
+def _reservation(entry: Entry) -> Reservation:
+    """A reservation from its entry."""
+    body = entry.body
+    uses = tuple(Use(**use) for use in body["uses"])
+    key = RoundKey(**body["key"])
+    return Reservation(entry.number, key, body["attempt"], uses, entry.time, entry.hash)
 
 
-def _chain(previous: str, number: int, body: str) -> str:
-    """Hash of an entry: covers the entry before it, its number and its text."""
-    return hashlib.sha256(f"{previous}\n{number}\n{body}".encode()).hexdigest()
+def _commit(entry: Entry) -> Commit:
+    """A commit from its entry."""
+    body = entry.body
+    return Commit(entry.number, RoundKey(**body["key"]), body["reservation"], body["reply"])
 
 
-def _parse(number: int, text: str, digest: str) -> Entry:
-    """An entry from its stored text."""
-    body = json.loads(text)
-    use = body.get("use")
-    return Entry(
-        number=number,
-        kind=body["kind"],
-        key=RoundKey(**body["key"]),
-        use=None if use is None else Use(**use),
-        reservation=body.get("reservation"),
-        reply=body.get("reply"),
-        time=body["time"],
-        hash=digest,
-    )
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold ``path``'s lock file; the operating system frees it when the process dies."""
-    handle: IO[str] | None = None
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = path.with_suffix(".lock").open("a")
-        except OSError as err:
-            raise StorageError(f"cannot lock ledger {path}: {err.strerror}") from err
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            raise LedgerHeldError(
-                f"ledger {path} is held by another process; wait for that run to end, or stop it"
-            ) from err
-        handle.truncate(0)
-        handle.write(f"{os.getpid()}\n")
-        handle.flush()
-        yield
-    finally:
-        if handle is not None:
-            handle.close()
+def _decision(entry: Entry) -> Decision:
+    """Who decided, from an entry."""
+    return Decision(**entry.body["decision"])

@@ -123,6 +123,7 @@ def _data(book: FactBook) -> dict[str, Any]:
         "classes": book.value("data.classes"),
         "shape": fields(book.value("data.shape"), ("size", "channels", "with_mask")),
         "partition": fields(book.value("data.partition"), ("kind",)),
+        "label_shares": _label_shares(book),
         "licences": [
             {"source": f.detail.get("source", MISSING), "text": f.value}
             for f in book.all("data.licence")
@@ -132,6 +133,14 @@ def _data(book: FactBook) -> dict[str, Any]:
             for f in book.all("data.intake")
         ],
     }
+
+
+def _label_shares(book: FactBook) -> dict[str, Any] | None:
+    """Classes' shares by released histograms; no such fact means that none was released."""
+    found = book.all("data.label_shares")
+    return (
+        None if not found else {"shares": found[-1].value, **fields(found[-1].detail, ("noise",))}
+    )
 
 
 def _duplicates(fact: Fact) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def badge(report: Mapping[str, Any]) -> dict[str, str]:
     if any(over_target(s) for s in sites):
         return {"tone": "danger", "title": f"ABOVE TARGET: epsilon {spent} {whom}", "text": text}
     if privacy["noise_source"]["kind"] != "secure":
-        title = f"PRIVATE: epsilon {spent} {whom}, with simulation noise only"
+        title = f"PRIVATE: epsilon {spent} {whom}; simulation noise: not a release"
         if privacy["noise_source"]["kind"] == MISSING:
             title = f"PRIVATE: epsilon {spent} {whom}, if the noise was secure ({MISSING})"
         return {"tone": "caution", "title": title, "text": text}

@@ -1,0 +1,93 @@
+"""What a round will use, decided by the site from the approved plan and its own ledger.
+
+No message reaches this module: which round is asked for does not enter, because what is
+left of a plan is what the ledger has not committed.
+"""
+
+from __future__ import annotations
+
+from synth_client.site import Site
+from synth_common.errors import BudgetError
+from synth_common.plan import Plan
+from synth_common.privacy.accounting import Use, calibrate, epsilon
+from synth_common.privacy.ledger import Ledger
+
+_MOST_GROWTH = 4.0
+"""A round that needs this many times the noise of its plan would undo what was learnt."""
+
+
+def planned_uses(ledger: Ledger, site: Site, plan: Plan, run_id: str) -> tuple[Use, ...]:
+    """Every mechanism of the run's next round, training first.
+
+    Raises:
+        BudgetError: The run's target or the site's lifetime budget leaves no room.
+    """
+    rate, per_round = site.sample_rate(plan), plan.training.steps_per_round
+    once = _histogram(ledger, plan, run_id)
+    if not plan.privacy.private:
+        return (Use(0.0, rate, per_round), *once)
+    noise = _noise(ledger, site, plan, run_id, once)
+    return (Use(noise, rate, per_round), *once)
+
+
+def _histogram(ledger: Ledger, plan: Plan, run_id: str) -> tuple[Use, ...]:
+    """The label histogram, until a reply that holds it was committed."""
+    wanted = plan.release.label_histogram
+    if wanted is None:
+        return ()
+    released = {commit.reservation for commit in ledger.commits(run_id)}
+    for reservation in ledger.reservations(run_id):
+        purposes = [use.purpose for use in reservation.uses]
+        if reservation.number in released and "label histogram" in purposes:
+            return ()
+    return (Use(wanted, 1.0, 1, "label histogram"),)
+
+
+def _noise(ledger: Ledger, site: Site, plan: Plan, run_id: str, once: tuple[Use, ...]) -> float:
+    """The run's own noise, or a larger one if interruptions or other runs ate the room."""
+    terms, training = plan.privacy, plan.training
+    rate, per_round = site.sample_rate(plan), training.steps_per_round
+    own = ledger.history(run_id)
+    left = max(1, training.rounds - ledger.committed_rounds(run_id)) * per_round
+    target = (terms.epsilon, terms.delta)
+    before = [use.noise_multiplier for use in own if use.purpose == "training"]
+
+    def fits(noise: float) -> bool:
+        uses = [*own, *once, Use(noise, rate, left)]
+        return epsilon(uses, terms.delta, terms.accountant) <= terms.epsilon
+
+    if not before:
+        planned = (rate, left + terms.spare_rounds * per_round)
+        noise = first = calibrate([*own, *once], planned, target, terms.accountant)
+    else:
+        noise, first = before[-1], before[0]
+        if not fits(noise):
+            ceiling = _MOST_GROWTH * first
+            noise = calibrate([*own, *once], (rate, left), target, terms.accountant, ceiling)
+    return _within_budget(ledger, site, noise, (rate, left, _MOST_GROWTH * first), once)
+
+
+def _within_budget(
+    ledger: Ledger,
+    site: Site,
+    noise: float,
+    steps: tuple[float, int, float],
+    once: tuple[Use, ...],
+) -> float:
+    """The plan's noise, or what the site's lifetime budget asks for if that is more."""
+    rate, left, ceiling = steps
+    budget, spent = ledger.budget, [*ledger.history(), *once]
+    whole = epsilon([*spent, Use(noise, rate, left)], budget.delta, budget.accountant)
+    if whole <= budget.epsilon:
+        return noise
+    goal = (budget.epsilon, budget.delta)
+    try:
+        return calibrate(spent, (rate, left), goal, budget.accountant, ceiling)
+    except BudgetError as err:
+        already = epsilon(ledger.history(), budget.delta, budget.accountant)
+        raise BudgetError(
+            f"budget_epsilon = {budget.epsilon:.4g} of site {site.name}: {already:.4g} is spent, "
+            f"the {left} steps still planned would bring it to {whole:.4g}, and even "
+            f"{ceiling:.3g} times the clip norm as noise is too little: end this run, or have "
+            "the operator raise the budget (synth-client budget --set, with a reason)"
+        ) from err
