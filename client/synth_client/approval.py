@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from synth_common.errors import PlanError
+from synth_client.site import Site
+from synth_common.errors import ConfigError, PlanError, PrivacyError
 from synth_common.plan import Plan
 from synth_common.privacy.ledger import Budget, Decision, Ledger
 
@@ -20,6 +21,60 @@ def accept(path: Path, budget: Budget, plan: Plan, decision: Decision) -> None:
             ledger.set_budget(budget, decision)
         if plan.digest() not in ledger.approved():
             ledger.approve(plan.digest(), plan.to_json(), decision)
+
+
+def approve(site: Site, plan: Plan, decision: Decision) -> None:
+    """Approve a plan that this site can keep; approving it twice is approving it once.
+
+    Raises:
+        PrivacyError: The site could not keep its promise; names the setting.
+        LedgerError, LedgerHeldError, StorageError: As :meth:`Ledger.hold`.
+    """
+    with Ledger.hold(site.ledger_path) as ledger:
+        require_keepable(site, plan, ledger.budget.delta)
+        if plan.digest() not in ledger.approved():
+            ledger.approve(plan.digest(), plan.to_json(), decision)
+
+
+def revoke(path: Path, beginning: str, decision: Decision) -> str:
+    """Take back the approval of the plan whose digest begins so; returns the whole digest.
+
+    Raises:
+        ConfigError: Fewer than eight characters, or not exactly one approved plan fits.
+    """
+    with Ledger.hold(path) as ledger:
+        found = [digest for digest in ledger.approved() if digest.startswith(beginning)]
+        if len(beginning) < 8 or len(found) != 1:
+            raise ConfigError(
+                f"digest {beginning!r}: {len(found)} approved plans begin so; give at least eight "
+                "characters of one (synth-client plan show)"
+            )
+        ledger.revoke(found[0], decision)
+    return found[0]
+
+
+def require_keepable(site: Site, plan: Plan, budget_delta: float) -> None:
+    """Refuse a plan whose promise this site could not keep.
+
+    Raises:
+        PrivacyError: Names the setting.
+    """
+    terms = plan.privacy
+    if terms.delta > budget_delta:
+        raise PrivacyError(
+            f"privacy.delta = {terms.delta:g} is above the {budget_delta:g} that the budget of "
+            f"site {site.name} is stated at"
+        )
+    if terms.noise == "simulation" and not site.simulated:
+        raise PrivacyError(
+            f"privacy.noise = 'simulation', but {site.name} is no simulated site: noise that a "
+            "seed repeats protects nobody. Set privacy.noise = 'secure' in the plan"
+        )
+    if terms.unit == "patient" and site.train.patient_ids is None:
+        raise PrivacyError(
+            f"site {site.name} has no patient ids, so privacy.unit = patient cannot be kept; "
+            "add a patient_id column or set privacy.unit = image"
+        )
 
 
 def require_approved(ledger: Ledger, asked: Plan) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from synth_client.approval import require_approved
+from synth_client.approval import require_approved, require_keepable
 from synth_client.charge import planned_uses
 from synth_client.outbox import Outbox
 from synth_client.site import Site
@@ -92,30 +92,15 @@ def train_round(site: Site, request: RoundRequest) -> Outgoing:
 
 def _check(site: Site, request: RoundRequest, budget_delta: float) -> None:
     """Refuse a request that cannot be met truthfully; nothing is charged for it."""
-    terms = request.plan.privacy
     if not _RUN_ID.fullmatch(request.run_id):  # it becomes part of a file name
         raise PrivacyError(f"run id {request.run_id[:80]!r} is not 1 to 64 letters, digits, - or _")
     rounds = request.plan.training.rounds
     if not 1 <= request.round <= rounds:
         raise PrivacyError(f"round {request.round} is outside the plan's {rounds}")
-    if terms.delta > budget_delta:
-        raise PrivacyError(
-            f"privacy.delta = {terms.delta:g} is above the {budget_delta:g} that the budget of "
-            f"site {site.name} is stated at"
-        )
-    if terms.noise == "simulation" and not site.simulated:
-        raise PrivacyError(
-            f"privacy.noise = 'simulation', but {site.name} is no simulated site: noise that a "
-            "seed repeats protects nobody. Set privacy.noise = 'secure' in the plan"
-        )
+    require_keepable(site, request.plan, budget_delta)
     broken = [n for n, t in request.state.items() if not bool(torch.isfinite(t).all())]
     if broken:
         raise CheckpointError(f"tensor {broken[0]} of the request is not finite")
-    if terms.unit == "patient" and site.train.patient_ids is None:
-        raise PrivacyError(
-            f"site {site.name} has no patient ids, so privacy.unit = patient cannot be kept; "
-            "add a patient_id column or set privacy.unit = image"
-        )
 
 
 def _use(

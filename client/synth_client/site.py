@@ -130,8 +130,8 @@ def load_site(directory: Path) -> Site:
     Raises:
         DataError: A file is missing or damaged.
     """
+    settings = read_settings(directory)
     try:
-        settings = json.loads((directory / "site.json").read_text())
         with np.load(directory / "data.npz", allow_pickle=False) as arrays:
             names = tuple(settings["class_names"])
             train, holdout = (_image_set(arrays, part, names) for part in ("train", "holdout"))
@@ -146,6 +146,22 @@ def load_site(directory: Path) -> Site:
         seed=settings["seed"],
         simulated=settings["simulated"],
     )
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """A site's public declarations (``site.json``), without its images.
+
+    Raises:
+        DataError: There is none, or it cannot be read.
+    """
+    try:
+        settings = json.loads((directory / "site.json").read_text())
+        missing = {"name", "nominal_patients", "seed", "simulated", "class_names"} - set(settings)
+    except (OSError, ValueError, TypeError) as err:
+        raise DataError(f"{directory} is not a prepared site: {err}") from err
+    if missing:
+        raise DataError(f"{directory} is not a prepared site: site.json lacks {sorted(missing)}")
+    return dict(settings)
 
 
 def _arrays(part: str, images: ImageSet) -> dict[str, Any]:

@@ -6,10 +6,8 @@ when the command runs, so that ``--help`` loads nothing heavy.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from synth_common.errors import ConfigError, SynthwardError
+from synth_common.errors import ConfigError
+from synth_common.terminal import guarded
 
 app = typer.Typer(
     name="synth-sim",
@@ -102,6 +101,32 @@ def run(
 
 
 @app.command()
+def plan(
+    scenario: ScenarioArgument,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: standard output.")
+    ] = None,
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Write a scenario's federation plan as JSON, for the operators of real sites to approve.
+
+    SCENARIO is the name of a packaged scenario (see list) or a TOML file. Real sites refuse
+    repeatable noise: add --set privacy.noise=secure.
+    """
+    import json
+
+    from synth_common.reporting.files import replace_text
+    from synth_sim.scenario import load_scenario
+
+    chosen = load_scenario(scenario, set_).plan
+    text = json.dumps(json.loads(chosen.to_json()), indent=2)
+    if out is None:
+        typer.echo(text)
+    else:
+        typer.echo(f"plan {chosen.digest()}: {replace_text(out, text + chr(10))}")
+
+
+@app.command()
 def sample(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     n: Annotated[int, typer.Option("--n", help="How many images.")],
@@ -169,26 +194,7 @@ def _command_line() -> str:
 
 def main() -> None:
     """Entry point: one line on stderr and the exit code of the error's branch."""
-    sys.exit(_guarded(app))
-
-
-def _guarded(command: Callable[[], object]) -> int:
-    """Run a command; expected errors become a line and a code, never a traceback."""
-    try:
-        command()
-    except SynthwardError as err:
-        typer.echo(f"error: {err}", err=True)
-        return err.exit_code
-    except KeyboardInterrupt:
-        typer.echo("error: stopped", err=True)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output went away; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except SystemExit as err:
-        return err.code if isinstance(err.code, int) else 0 if err.code is None else 1
-    return 0
+    sys.exit(guarded(app))
 
 
 if __name__ == "__main__":

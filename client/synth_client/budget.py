@@ -1,0 +1,258 @@
+"""What a site's budget was spent on, what is left, and for how many rounds it lasts.
+
+Everything here is read from the ledger and from public declarations; no image is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synth_client.site import read_settings
+from synth_common.errors import BudgetError
+from synth_common.plan import Plan
+from synth_common.privacy.accounting import Use, calibrate, epsilon, merged
+from synth_common.privacy.ledger import Budget, BudgetSet, Ledger
+
+MOST_ROUNDS = 10_000
+"""More rounds than this are not counted."""
+
+
+@dataclass(frozen=True)
+class RunUse:
+    """What one run used.
+
+    Attributes:
+        run_id: The run.
+        rounds: Different rounds whose reply may have left.
+        interrupted: Reservations without a reply; they are spent all the same.
+        epsilon: Of this run alone.
+        uses: What ran, equal kinds added up.
+        last: When it last used the data, UTC.
+    """
+
+    run_id: str
+    rounds: int
+    interrupted: int
+    epsilon: float
+    uses: tuple[Use, ...]
+    last: str
+
+
+@dataclass(frozen=True)
+class PlanOutlook:
+    """What is left of the budget, in rounds of the plan that was approved last.
+
+    Attributes:
+        digest: The plan.
+        planned_rounds: Rounds of one whole run of it.
+        rounds_left: Rounds that still fit at ``noise_multiplier``, at most ``MOST_ROUNDS``.
+        noise_multiplier: Of the run in progress, or of a new run; None without noise.
+        sample_rate: Of this site.
+    """
+
+    digest: str
+    planned_rounds: int
+    rounds_left: int
+    noise_multiplier: float | None
+    sample_rate: float
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A site's account.
+
+    Attributes:
+        site: Its name.
+        data_set: What the budget is for.
+        entries: Verified entries of the ledger.
+        head: Hash of the last.
+        budgets: Every lifetime budget, the holding one last, with who set it, why and when.
+        spent: Epsilon composed over everything reserved, at the budget's delta.
+        remaining: Budget minus spent; composition is not a sum, so rounds say more.
+        runs: What it was spent on, in order.
+        outlook: The approved plan's future; None without an approved plan.
+    """
+
+    site: str
+    data_set: str
+    entries: int
+    head: str
+    budgets: tuple[BudgetSet, ...]
+    spent: float | None
+    remaining: float | None
+    runs: tuple[RunUse, ...]
+    outlook: PlanOutlook | None
+
+
+def statement(directory: Path) -> Statement:
+    """The account of the site in ``directory``.
+
+    Raises:
+        DataError: There is no site.
+        LedgerError: The ledger does not verify.
+    """
+    settings = read_settings(directory)
+    with Ledger.read(directory / "ledger.sqlite") as ledger:
+        budgets = ledger.budgets()
+        budget = budgets[-1].budget if budgets else None
+        history = ledger.history()
+        spent = None if budget is None else epsilon(history, budget.delta, budget.accountant)
+        return Statement(
+            site=settings["name"],
+            data_set=ledger.data_set,
+            entries=len(ledger.entries),
+            head=ledger.head,
+            budgets=tuple(budgets),
+            spent=spent,
+            remaining=None if budget is None or spent is None else budget.epsilon - spent,
+            runs=() if budget is None else tuple(_runs(ledger, budget)),
+            outlook=None if budget is None else _outlook(ledger, budget, settings),
+        )
+
+
+def _runs(ledger: Ledger, budget: Budget) -> list[RunUse]:
+    """One line a run, in the order of their first use."""
+    found = []
+    for run_id in dict.fromkeys(r.key.run_id for r in ledger.reservations()):
+        reserved, uses = ledger.reservations(run_id), ledger.history(run_id)
+        found.append(
+            RunUse(
+                run_id=run_id,
+                rounds=ledger.committed_rounds(run_id),
+                interrupted=len(reserved) - len(ledger.commits(run_id)),
+                epsilon=epsilon(uses, budget.delta, budget.accountant),
+                uses=merged(uses),
+                last=reserved[-1].time,
+            )
+        )
+    return found
+
+
+def _outlook(ledger: Ledger, budget: Budget, settings: dict[str, Any]) -> PlanOutlook | None:
+    """How many rounds of the plan approved last still fit."""
+    approved = ledger.approved()
+    if not approved:
+        return None
+    digest, text = list(approved.items())[-1]
+    plan = Plan.from_json(text)
+    rate = min(1.0, plan.training.patients_per_step / settings["nominal_patients"])
+    noise, per_round = _noise(ledger, plan, rate), plan.training.steps_per_round
+    left = 0
+    if noise is not None:
+        left = rounds_that_fit(ledger.history(), Use(noise, rate, per_round), budget)
+    return PlanOutlook(digest, plan.training.rounds, left, noise, rate)
+
+
+def _noise(ledger: Ledger, plan: Plan, rate: float) -> float | None:
+    """The noise of the site's last round if it was of such steps, else of a fresh run."""
+    if not plan.privacy.private:
+        return None
+    for use in reversed(ledger.history()):
+        if use.purpose == "training" and use.sample_rate == rate and use.noise_multiplier > 0:
+            return use.noise_multiplier
+    return whole_plan(plan, rate).noise_multiplier
+
+
+def whole_plan(plan: Plan, rate: float) -> Use:
+    """All training steps of one uninterrupted run of a private plan at this sample rate."""
+    terms, training = plan.privacy, plan.training
+    noise = plan.release.label_histogram
+    once = [] if noise is None else [Use(noise, 1.0, 1, "label histogram")]
+    steps = training.total_steps + terms.spare_rounds * training.steps_per_round
+    target = (terms.epsilon, terms.delta)
+    sigma = calibrate(once, (rate, steps), target, terms.accountant)
+    return Use(sigma, rate, training.total_steps)
+
+
+def rounds_that_fit(history: Sequence[Use], one: Use, budget: Budget) -> int:
+    """How many more rounds like ``one`` the budget bears, at most ``MOST_ROUNDS``."""
+
+    def fits(rounds: int) -> bool:
+        uses = [*history, Use(one.noise_multiplier, one.sample_rate, rounds * one.steps)]
+        return epsilon(uses, budget.delta, budget.accountant) <= budget.epsilon
+
+    if fits(MOST_ROUNDS):
+        return MOST_ROUNDS
+    low, high = 0, 1
+    while fits(high):
+        low, high = high, min(2 * high, MOST_ROUNDS)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def describe(account: Statement) -> list[str]:
+    """The account for reading, line by line."""
+    lines = [
+        f"site       {account.site}: {account.data_set}",
+        f"ledger     {account.entries} entries, verified; head {account.head[:16]}",
+    ]
+    if account.spent is None or account.remaining is None:
+        return [*lines, "budget     NOT SET: nothing can be used. --set EPSILON --reason TEXT"]
+    lines += [_budget_line(item) for item in account.budgets]
+    lines.append(f"spent      epsilon {account.spent:.4f}")
+    left = max(0.0, account.remaining)
+    lines.append(f"remains    epsilon {left:.4f} (costs compose, they do not add up)")
+    for run in account.runs:
+        lost = f", {run.interrupted} interrupted and spent" if run.interrupted else ""
+        lines.append(
+            f"run        {run.run_id}: {run.rounds} rounds{lost}; epsilon {run.epsilon:.4f} alone; "
+            f"last {run.last}"
+        )
+        lines += [
+            f"             {use.purpose}: {use.steps} x noise {use.noise_multiplier:.4f}, "
+            f"sample rate {use.sample_rate:.4g}"
+            for use in run.uses
+        ]
+    return [*lines, _outlook_line(account.outlook)]
+
+
+def _budget_line(item: BudgetSet) -> str:
+    """One lifetime budget, for reading."""
+    budget, why = item.budget, item.decision
+    return (
+        f"budget     epsilon {budget.epsilon:g} at delta {budget.delta:g} ({budget.accountant}), "
+        f"set {item.time[:10]} by {why.operator}: {why.reason}"
+    )
+
+
+def _outlook_line(outlook: PlanOutlook | None) -> str:
+    """How long the budget lasts, for reading."""
+    if outlook is None:
+        return "plan       none is approved: synth-client plan approve FILE"
+    if outlook.noise_multiplier is None:
+        return f"plan       {outlook.digest[:16]}: trains WITHOUT NOISE; no budget bounds it"
+    return (
+        f"plan       {outlook.digest[:16]}: {outlook.rounds_left} more rounds fit at noise "
+        f"{outlook.noise_multiplier:.4f} (a whole run has {outlook.planned_rounds})"
+    )
+
+
+def cost_of(plan: Plan, directory: Path) -> str:
+    """What a plan would cost the site in ``directory``, in one sentence.
+
+    Raises:
+        BudgetError: No budget is set.
+    """
+    with Ledger.read(directory / "ledger.sqlite") as ledger:
+        budget, history = ledger.budget, ledger.history()
+    if not plan.privacy.private:
+        if budget.epsilon < float("inf"):
+            raise BudgetError(
+                f"privacy.epsilon = inf trains without noise, but the budget is {budget.epsilon:g}"
+            )
+        return "WITHOUT NOISE: no privacy is promised"
+    nominal = read_settings(directory)["nominal_patients"]
+    rate = min(1.0, plan.training.patients_per_step / nominal)
+    use = whole_plan(plan, rate)
+    after = epsilon([*history, use], budget.delta, budget.accountant)
+    now = epsilon(history, budget.delta, budget.accountant)
+    fate = "" if after <= budget.epsilon else "; the site will add noise to stay within it"
+    return (
+        f"noise {use.noise_multiplier:.3f}, sample rate {use.sample_rate:.4g}, {use.steps} steps: "
+        f"the data set's epsilon goes from {now:.3f} to {after:.3f} of {budget.epsilon:g}{fate}"
+    )

@@ -1,0 +1,167 @@
+"""``synth-client``: a hospital's own command. It parses and prints; the work is below it."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from synth_common.errors import ConfigError
+from synth_common.terminal import guarded
+
+app = typer.Typer(
+    name="synth-client",
+    help="What a hospital's operator decides and sees: the privacy budget and the approved plan.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+plan_app = typer.Typer(
+    name="plan", help="What a coordinator may ask of this site.", no_args_is_help=True
+)
+app.add_typer(plan_app)
+
+SiteOption = Annotated[str, typer.Option("--site", help="Name of the site.")]
+HomeOption = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        envvar="SYNTHWARD_HOME",
+        help="Folder that holds sites/NAME; a run directory of synth-sim is one, too.",
+    ),
+]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is written in the ledger.")]
+OperatorOption = Annotated[
+    str, typer.Option("--operator", help="Who decides; default: the user of this terminal.")
+]
+_HOME = Path.home() / "synthward"
+
+
+@app.command()
+def budget(
+    site: SiteOption,
+    home: HomeOption = _HOME,
+    set_: Annotated[
+        float | None,
+        typer.Option("--set", metavar="EPSILON", help="Set the lifetime budget; needs --reason."),
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Delta that the new budget is stated at.")] = 1e-5,
+    reason: ReasonOption = "",
+    operator: OperatorOption = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
+) -> None:
+    """Show what a site's budget was spent on and how long it lasts, or set it.
+
+    The budget is the most that the site's data set may ever cost one patient, over all runs,
+    retries and restarts. Only whoever can write the site's ledger can set it; no message can.
+    """
+    from synth_client.budget import describe, statement
+    from synth_client.site import find_site
+    from synth_common.privacy.ledger import Budget, Decision, Ledger
+
+    directory = find_site(home, site)
+    if set_ is None and reason:
+        raise ConfigError("--reason explains --set EPSILON, which is missing")
+    if set_ is not None:
+        decision = Decision(operator or getpass.getuser(), reason)
+        with Ledger.hold(directory / "ledger.sqlite") as ledger:
+            ledger.set_budget(Budget(set_, delta), decision)
+    account = statement(directory)
+    if as_json:
+        typer.echo(json.dumps(_plain(asdict(account)), indent=2))
+    else:
+        for line in describe(account):
+            typer.echo(line)
+
+
+def _plain(value: Any) -> Any:
+    """Infinite numbers as strings, which JSON can hold."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if value in (float("inf"), float("-inf")) else value
+
+
+@plan_app.command("show")
+def show_plan(site: SiteOption, home: HomeOption = _HOME) -> None:
+    """Print every approved plan, newest last."""
+    from synth_client.site import find_site
+    from synth_common.privacy.ledger import Ledger
+
+    with Ledger.read(find_site(home, site) / "ledger.sqlite") as ledger:
+        approved = ledger.approved()
+    if not approved:
+        typer.echo("no plan is approved: synth-client plan approve FILE --site NAME")
+    for digest, text in approved.items():
+        typer.echo(f"plan {digest}")
+        typer.echo(json.dumps(json.loads(text), indent=2))
+
+
+@plan_app.command("approve")
+def approve_plan(
+    file: Annotated[Path, typer.Argument(help="The plan as JSON, as the coordinator sent it.")],
+    site: SiteOption,
+    reason: ReasonOption,
+    home: HomeOption = _HOME,
+    operator: OperatorOption = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
+) -> None:
+    """Agree, once, to a plan: from then on the coordinator may ask for this and nothing else.
+
+    FILE is the plan as JSON. The command prints every setting and what it would cost.
+    """
+    from synth_client.approval import approve
+    from synth_client.budget import cost_of
+    from synth_client.site import find_site, load_site
+    from synth_common.plan import Plan
+    from synth_common.privacy.ledger import Decision
+
+    try:
+        plan = Plan.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"cannot read plan {file}: {err}") from err
+    decision = Decision(operator or getpass.getuser(), reason)
+    directory = find_site(home, site)
+    typer.echo(json.dumps(json.loads(plan.to_json()), indent=2))
+    typer.echo(f"plan {plan.digest()}")
+    typer.echo(cost_of(plan, directory))
+    if not yes and not typer.confirm("Approve this plan?"):
+        raise ConfigError("not approved; nothing was written")
+    approve(load_site(directory), plan, decision)
+    typer.echo("approved")
+
+
+@plan_app.command("revoke")
+def revoke_plan(
+    digest: Annotated[str, typer.Argument(help="The plan's digest, or how it begins.")],
+    site: SiteOption,
+    reason: ReasonOption,
+    home: HomeOption = _HOME,
+    operator: OperatorOption = "",
+) -> None:
+    """Take an approval back: every message under this plan is refused from now on.
+
+    DIGEST is the plan's digest, or at least its first eight characters.
+    """
+    from synth_client.approval import revoke
+    from synth_client.site import find_site
+    from synth_common.privacy.ledger import Decision
+
+    decision = Decision(operator or getpass.getuser(), reason)
+    whole = revoke(find_site(home, site) / "ledger.sqlite", digest, decision)
+    typer.echo(f"revoked {whole}")
+
+
+def main() -> None:
+    """Entry point: one line on stderr and the exit code of the error's branch."""
+    sys.exit(guarded(app))
+
+
+if __name__ == "__main__":
+    main()

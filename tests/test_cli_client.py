@@ -1,0 +1,156 @@
+"""``synth-client``: the operator's view of the ledger, and the operator's decisions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from small_sites import approve, small_plan, small_site
+
+from synth_client import cli
+from synth_client.budget import MOST_ROUNDS, rounds_that_fit, statement
+from synth_client.round import RoundRequest, train_round
+from synth_client.site import save_site
+from synth_common.generators import build_generator
+from synth_common.privacy.accounting import Use, epsilon
+from synth_common.privacy.ledger import Budget, Ledger, RoundKey
+from synth_common.terminal import guarded
+
+
+def _site(tmp_path, **changes):
+    """A site below ``tmp_path/sites`` as the command finds it."""
+    site = small_site(tmp_path / "sites", **changes)
+    save_site(site)
+    return site
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs the command on ``tmp_path`` as home; returns (code, stdout, stderr)."""
+
+    def call(*arguments):
+        full = [*arguments, "--home", str(tmp_path)]
+        code = guarded(lambda: cli.app(full, standalone_mode=True))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def _trained(tmp_path, rounds=2):
+    site, plan = _site(tmp_path), small_plan()
+    approve(site, plan)
+    state = build_generator(plan.generator, 0).shared_state()
+    for number in range(1, rounds + 1):
+        state = train_round(site, RoundRequest("first", number, plan, state)).tensors
+    return site, plan
+
+
+def test_the_account_says_what_was_spent_on_what_and_what_remains(tmp_path, run):
+    site, plan = _trained(tmp_path)
+    with Ledger.hold(site.ledger_path) as ledger:
+        uses = ledger.history()
+        ledger.reserve(RoundKey("first", 3, "lost"), uses[:1])
+        spent = epsilon(ledger.history(), 1e-5, "prv")
+    code, out, _ = run("budget", "--site", "north")
+    assert code == 0
+    assert f"spent      epsilon {spent:.4f}" in out
+    assert f"remains    epsilon {8 - spent:.4f}" in out
+    assert "first: 2 rounds, 1 interrupted and spent" in out
+    assert f"training: 15 x noise {uses[0].noise_multiplier:.4f}, sample rate 0.25" in out
+    assert "epsilon 8 at delta 1e-05 (prv)" in out
+    assert "by operator: test" in out
+    assert plan.digest()[:16] in out
+    _, text, _ = run("budget", "--site", "north", "--json")
+    account = json.loads(text)
+    assert account["spent"] == pytest.approx(spent)
+    assert account["runs"][0]["interrupted"] == 1
+    assert account["outlook"]["rounds_left"] == 1  # of the spare that calibration kept
+
+
+def test_rounds_left_is_the_last_number_that_fits():
+    history, one, budget = [Use(1.0, 0.1, 20)], Use(1.2, 0.1, 10), Budget(6.0, 1e-5)
+    left = rounds_that_fit(history, one, budget)
+
+    def cost(rounds):
+        return epsilon([*history, Use(1.2, 0.1, 10 * rounds)], 1e-5, "prv")
+
+    assert left > 2
+    assert cost(left) <= 6.0 < cost(left + 1)
+    assert rounds_that_fit([Use(0.3, 0.5, 100)], one, budget) == 0
+    assert rounds_that_fit([], Use(1e4, 1e-4, 1), budget) == MOST_ROUNDS
+
+
+def test_only_the_operator_sets_the_budget_and_gives_a_reason(tmp_path, run):
+    _site(tmp_path)
+    code, _, err = run("budget", "--site", "north", "--set", "12")
+    assert (code, "reason is empty" in err) == (2, True)
+    code, _, err = run("budget", "--site", "north", "--reason", "why not")
+    assert (code, "--set EPSILON" in err) == (2, True)
+    code, _, err = run("budget", "--site", "north", "--set", "-3", "--reason", "x")
+    assert (code, "budget_epsilon = -3" in err) == (2, True)
+    options = ("--set", "12", "--reason", "vote 12", "--operator", "bob")
+    code, out, _ = run("budget", "--site", "north", *options)
+    assert code == 0
+    assert "epsilon 8 at" in out  # what held before stays readable
+    assert "epsilon 12 at" in out
+    assert "by bob: vote 12" in out
+
+
+def test_a_site_that_is_not_there_is_named_with_those_that_are(tmp_path, run):
+    _site(tmp_path)
+    code, _, err = run("budget", "--site", "nroth")
+    assert code == 2
+    assert "holds north" in err
+
+
+def test_a_damaged_ledger_is_refused(tmp_path, run):
+    site = _site(tmp_path)
+    site.ledger_path.with_suffix(".head").unlink()
+    code, _, err = run("budget", "--site", "north")
+    assert (code, "lost its anchor" in err) == (6, True)
+
+
+def test_a_plan_is_read_approved_and_revoked(tmp_path, run):
+    site, plan = _site(tmp_path), small_plan()
+    file = tmp_path / "plan.json"
+    file.write_text(plan.to_json())
+    decided = ("--site", "north", "--reason", "trial", "--yes")
+    code, out, _ = run("plan", "approve", str(file), *decided)
+    assert code == 0
+    assert '"clip_norm": 1.0' in out
+    assert "epsilon goes from 0.000 to 7." in out
+    assert run("plan", "approve", str(file), *decided)[0] == 0
+    with Ledger.read(site.ledger_path) as ledger:
+        assert len(ledger.approved()) == 1
+    assert plan.digest() in run("plan", "show", "--site", "north")[1]
+    code, _, err = run("plan", "revoke", "0" * 12, *decided[:4])
+    assert (code, "0 approved plans" in err) == (2, True)
+    assert run("plan", "revoke", plan.digest()[:12], *decided[:4])[0] == 0
+    assert "no plan is approved" in run("plan", "show", "--site", "north")[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("{", 2, "not JSON"),
+        ("[]", 2, "not a JSON object"),
+        ('{"privacy": {"noise": "simulation", "clip": 3}}', 2, "privacy.clip: unknown key"),
+        ('{"privacy": {"delta": 0.001, "noise": "simulation"}}', 4, "above the 1e-05"),
+        ('{"privacy": {"epsilon": "inf", "noise": "simulation"}}', 5, "without noise"),
+    ],
+)
+def test_a_plan_that_cannot_be_kept_is_not_approved(tmp_path, run, text, code, words):
+    site = _site(tmp_path)
+    file = tmp_path / "plan.json"
+    file.write_text(text)
+    found, _, err = run("plan", "approve", str(file), "--site", "north", "--reason", "x", "--yes")
+    assert (found, words in err) == (code, True), err
+    with Ledger.read(site.ledger_path) as ledger:
+        assert ledger.approved() == {}
+
+
+def test_the_account_of_a_fresh_site_needs_no_run(tmp_path):
+    site = _site(tmp_path)
+    account = statement(site.directory)
+    assert (account.spent, account.remaining, account.runs, account.outlook) == (0.0, 8.0, (), None)
