@@ -12,6 +12,7 @@ from synth_common.audit.bounds import (
     Errors,
     Guesses,
     cp_gdp_epsilon,
+    cp_gdp_gains,
     cp_gdp_mu,
     cp_gdp_power,
     fdp_epsilon,
@@ -111,6 +112,12 @@ def test_cp_gdp_stays_below_the_truth_and_close_to_it():
     bounds = [cp_gdp_mu(_scored(rng, 1.5, 400), 0.05) for _ in range(400)]
     assert np.mean(np.array(bounds) > 1.5) < 0.05
     assert 1.1 < np.mean(bounds) < 1.5
+
+
+def test_what_errors_add_to_mu_is_the_bound_itself():
+    gain_in, gain_out = cp_gdp_gains(40, 0.05), cp_gdp_gains(30, 0.05)
+    assert gain_in[3] + gain_out[5] == pytest.approx(cp_gdp_mu(Errors(5, 3, 40, 30), 0.05))
+    assert (np.diff(gain_in) < 0).all()
 
 
 def test_cp_gdp_needs_fewer_canaries_than_the_general_bound():

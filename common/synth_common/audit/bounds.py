@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy.special import log_ndtr
-from scipy.stats import beta, binom, norm
+import numpy.typing as npt
+from scipy.special import log_ndtr, ndtr, ndtri
+from scipy.stats import beta, binom
 
 from synth_common.errors import DataError
 
@@ -99,7 +101,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     def too_small(eps: float) -> bool:
         # e^eps Phi(..) in logarithms: e^eps alone overflows long before the product does.
         tail = math.exp(eps + float(log_ndtr(-eps / mu - mu / 2)))
-        return float(norm.cdf(-eps / mu + mu / 2)) - tail > delta
+        return float(ndtr(-eps / mu + mu / 2)) - tail > delta
 
     if not too_small(0.0):
         return 0.0
@@ -128,7 +130,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 def gaussian_auc(mu: float) -> float:
     """Best AUC against a mu-GDP mechanism: ``Phi(mu / sqrt 2)`` (N(0, 1) against N(mu, 1))."""
-    return float(norm.cdf(mu / math.sqrt(2)))
+    return float(ndtr(mu / math.sqrt(2)))
 
 
 def gaussian_tpr(mu: float, fpr: float) -> float:
@@ -141,7 +143,7 @@ def gaussian_tpr(mu: float, fpr: float) -> float:
     """
     if not 0 <= fpr <= 1:
         raise DataError(f"false positive rate {fpr}: must be in [0, 1]")
-    return float(norm.cdf(norm.ppf(fpr) + mu))
+    return float(ndtr(ndtri(fpr) + mu))
 
 
 # ------------------------------------------------------------------ threshold attacks
@@ -179,7 +181,7 @@ def cp_gdp_mu(errors: Errors, alpha: float) -> float:
     speak of small deltas.
     """
     fp, fn = _upper_rates(errors, alpha)
-    return max(0.0, float(norm.ppf(1 - fp) - norm.ppf(fn)))
+    return max(0.0, float(ndtri(1 - fp) - ndtri(fn)))
 
 
 def cp_gdp_epsilon(errors: Errors, delta: float, alpha: float) -> float:
@@ -209,20 +211,22 @@ def cp_gdp_power(claimed_mu: float, true_mu: float, sizes: tuple[int, int], alph
     _refuse_alpha(alpha)
     if min(sizes) < 1:
         raise DataError(f"{sizes} canaries in and out: need at least one on either side")
-    rate = float(norm.cdf(-true_mu / 2))
+    rate = float(ndtr(-true_mu / 2))
     n_in, n_out = sizes
-    gain_in, gain_out = _gains(n_in, alpha), _gains(n_out, alpha)
+    gain_in, gain_out = cp_gdp_gains(n_in, alpha), cp_gdp_gains(n_out, alpha)
     # For every number of false positives: how many false negatives still refute the claim.
     allowed = np.searchsorted(-gain_in, gain_out - claimed_mu, side="left") - 1
     chances = binom.pmf(np.arange(n_out + 1), n_out, rate)
     return min(1.0, float(np.sum(chances * binom.cdf(allowed, n_in, rate))))
 
 
-def _gains(trials: int, alpha: float) -> np.ndarray:
-    """(trials + 1,) what 0, 1, 2, ... errors of one kind contribute to mu; falling."""
+@lru_cache(maxsize=64)
+def cp_gdp_gains(trials: int, alpha: float) -> npt.NDArray[np.float64]:
+    """(trials + 1,) what 0, 1, 2, ... errors of one kind add to :func:`cp_gdp_mu`; falling."""
     errors = np.arange(trials)
-    gains = -norm.ppf(beta.ppf(1 - alpha / 2, errors + 1, trials - errors))
-    return np.append(gains, -np.inf)
+    gains = np.append(-ndtri(beta.ppf(1 - alpha / 2, errors + 1, trials - errors)), -np.inf)
+    gains.setflags(write=False)
+    return gains
 
 
 def _upper_rates(errors: Errors, alpha: float) -> tuple[float, float]:
@@ -291,7 +295,7 @@ def fdp_refutes(guesses: Guesses, mu: float, alpha: float) -> bool:
         return False
     a, h = alpha * v / m, alpha * (r - v) / m
     for i in range(v - 1, -1, -1):
-        raised = max(h, float(norm.cdf(norm.ppf(a) - mu)))
+        raised = max(h, float(ndtr(ndtri(a) - mu)))
         if raised == h:
             break
         a, h = min(1.0, a + i / (r - i) * (raised - h)), raised
