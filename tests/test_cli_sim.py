@@ -11,13 +11,14 @@ from simulation_scenario import write_tiny
 
 from synth_common.errors import CheckpointError, SynthwardError
 from synth_sim import cli
+from synth_sim.terminal import guarded
 
 _REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
 
 
 def _call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a command."""
-    code = cli._guarded(lambda: cli.app(list(arguments), standalone_mode=True))
+    code = guarded(lambda: cli.app(list(arguments), standalone_mode=True))
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -174,7 +175,7 @@ def test_each_branch_of_errors_has_its_exit_code(
     def fail() -> None:
         raise error
 
-    assert cli._guarded(fail) == code
+    assert guarded(fail) == code
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -183,4 +184,4 @@ def test_an_unexpected_error_is_not_hidden() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        cli._guarded(fail)
+        guarded(fail)

@@ -76,6 +76,12 @@ class TrainingError(SynthwardError):
     exit_code = 11
 
 
+class AuditError(SynthwardError):
+    """An audit refuted a claim: more leaks than was promised."""
+
+    exit_code = 13
+
+
 class Interrupted(SynthwardError):
     """The user stopped the run (Ctrl-C); it can be resumed."""
 

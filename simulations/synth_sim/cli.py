@@ -6,10 +6,8 @@ when the command runs, so that ``--help`` loads nothing heavy.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from synth_common.errors import ConfigError, SynthwardError
+from synth_common.errors import ConfigError
+from synth_sim.terminal import guarded
 
 app = typer.Typer(
     name="synth-sim",
@@ -169,26 +168,7 @@ def _command_line() -> str:
 
 def main() -> None:
     """Entry point: one line on stderr and the exit code of the error's branch."""
-    sys.exit(_guarded(app))
-
-
-def _guarded(command: Callable[[], object]) -> int:
-    """Run a command; expected errors become a line and a code, never a traceback."""
-    try:
-        command()
-    except SynthwardError as err:
-        typer.echo(f"error: {err}", err=True)
-        return err.exit_code
-    except KeyboardInterrupt:
-        typer.echo("error: stopped", err=True)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output went away; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except SystemExit as err:
-        return err.code if isinstance(err.code, int) else 0 if err.code is None else 1
-    return 0
+    sys.exit(guarded(app))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import sys
 import click
 import typer
 
-from synth_sim.cli import app
+from synth_sim import audit_cli, cli
 
-_HEAD = """# synth-sim
+_HEAD = """# synth-sim and synth-audit
 
 Made by `python -m synth_sim.reference > docs/reference/cli.md`; do not edit by hand.
 
@@ -24,19 +24,20 @@ kind. `--set` takes any key of a scenario; see the packaged scenarios for all se
 
 
 def cli_reference() -> str:
-    """Markdown of every command, argument and option of ``synth-sim``."""
-    group = typer.main.get_command(app)
-    if not isinstance(group, click.Group):  # one command only would not be a group
-        raise TypeError("synth-sim is expected to have several commands")
+    """Markdown of every command, argument and option of ``synth-sim`` and ``synth-audit``."""
     parts = [_HEAD]
-    for name in sorted(group.commands):
-        parts.append(_command(name, group.commands[name]))
+    for app in (cli.app, audit_cli.app):
+        group = typer.main.get_command(app)
+        if not isinstance(group, click.Group):  # one command only would not be a group
+            raise TypeError(f"{app.info.name} is expected to be a group of commands")
+        for name in sorted(group.commands):
+            parts.append(_command(f"{app.info.name} {name}", group.commands[name]))
     return "\n".join(parts)
 
 
 def _command(name: str, command: click.Command) -> str:
     """One command as a section."""
-    lines = [f"## synth-sim {name}", "", inspect.cleandoc(command.help or ""), ""]
+    lines = [f"## {name}", "", inspect.cleandoc(command.help or ""), ""]
     rows = [_row(parameter) for parameter in command.params]
     if rows:
         lines += ["| parameter | value | default | meaning |", "|---|---|---|---|", *rows, ""]

@@ -1,0 +1,28 @@
+"""How a command ends: expected errors are one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from synth_common.errors import SynthwardError
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run a command; expected errors become a line and a code, never a traceback."""
+    try:
+        command()
+    except SynthwardError as err:
+        sys.stderr.write(f"error: {err}\n")
+        return err.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("error: stopped\n")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as err:
+        return err.code if isinstance(err.code, int) else 0 if err.code is None else 1
+    return 0
