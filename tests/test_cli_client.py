@@ -69,11 +69,11 @@ def test_the_account_says_what_was_spent_on_what_and_what_remains(tmp_path, run)
 
 
 def test_rounds_left_is_the_last_number_that_fits():
-    history, one, budget = [Use(1.0, 0.1, 20)], Use(1.2, 0.1, 10), Budget(6.0, 1e-5)
+    history, one, budget = [Use(1.0, 0.1, 20)], Use(1.2, 0.1, 10), Budget(6.0, 1e-5, "rdp")
     left = rounds_that_fit(history, one, budget)
 
     def cost(rounds):
-        return epsilon([*history, Use(1.2, 0.1, 10 * rounds)], 1e-5, "prv")
+        return epsilon([*history, Use(1.2, 0.1, 10 * rounds)], 1e-5, "rdp")
 
     assert left > 2
     assert cost(left) <= 6.0 < cost(left + 1)

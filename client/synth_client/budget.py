@@ -174,10 +174,8 @@ def rounds_that_fit(history: Sequence[Use], one: Use, budget: Budget) -> int:
         uses = [*history, Use(one.noise_multiplier, one.sample_rate, rounds * one.steps)]
         return epsilon(uses, budget.delta, budget.accountant) <= budget.epsilon
 
-    if fits(MOST_ROUNDS):
-        return MOST_ROUNDS
     low, high = 0, 1
-    while fits(high):
+    while low < MOST_ROUNDS and fits(high):  # small numbers first: large ones cost seconds
         low, high = high, min(2 * high, MOST_ROUNDS)
     while high - low > 1:
         middle = (low + high) // 2

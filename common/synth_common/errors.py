@@ -82,6 +82,12 @@ class PlanError(PrivacyError):
     exit_code = 12
 
 
+class AuditError(SynthwardError):
+    """An audit refuted a claim: more leaks than was promised."""
+
+    exit_code = 13
+
+
 class Interrupted(SynthwardError):
     """The user stopped the run (Ctrl-C); it can be resumed."""
 

@@ -80,6 +80,7 @@ CATALOGUE: Mapping[str, str] = {
     "quality.elbo": "Reconstruction loss and KL on the holdout (VAE)",
     "utility.classification": "Classifier trained on synthetic, real or both, tested on real",
     "membership.attack": "A membership attack with baseline, control and intervals",
+    "audit.canaries": "Lower bounds on epsilon from canaries, the verdict on the claim, the power",
     "samples.grid": "A sample grid (file relative to the run directory)",
     "compare.row": "One row of a comparison of generators and budgets",
 }

@@ -38,7 +38,8 @@ class GeneratorPlan(StrictModel):
     """What is trained: the family, the picture it makes, and its size.
 
     ``size`` is in pixels (square), a multiple of 4 from 28 to 128. ``with_mask`` adds
-    one output channel, so that an image and its mask are born together.
+    one output channel, so that an image and its mask are born together. ``canaries`` adds
+    private parameters that only canary patients touch; for audits.
     """
 
     family: Family = "vae"
@@ -52,6 +53,7 @@ class GeneratorPlan(StrictModel):
     kl_weight: Annotated[float, Field(ge=0.0)] = 1.0
     fakes_per_step: Annotated[int, Field(ge=1)] = 64
     critic_steps: Annotated[int, Field(ge=1)] = 2
+    canaries: Annotated[int, Field(ge=0, le=100_000)] = 0
 
     @field_validator("classes")
     @classmethod
@@ -86,6 +88,16 @@ class TrainingPlan(StrictModel):
     def total_steps(self) -> int:
         """Private steps of the whole run at one site."""
         return self.rounds * self.steps_per_round
+
+    def rate_factor(self, step: int) -> float:
+        """What the private learning rate is multiplied by at a step of the run (0-based).
+
+        1 throughout, or a cosine from 1 down to a tenth.
+        """
+        if self.schedule == "constant":
+            return 1.0
+        progress = min(1.0, step / max(1, self.total_steps))
+        return 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 class PrivacyPlan(StrictModel):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import inspect
 import sys
+from pathlib import Path
 
 import click
 import typer
 
-from synth_sim.cli import app
+from synth_client import cli as client_cli
+from synth_sim import audit_cli, cli
 
-_HEAD = """# synth-sim
+_HEAD = """# synth-sim, synth-client and synth-audit
 
 Made by `python -m synth_sim.reference > docs/reference/cli.md`; do not edit by hand.
 
@@ -24,19 +26,26 @@ kind. `--set` takes any key of a scenario; see the packaged scenarios for all se
 
 
 def cli_reference() -> str:
-    """Markdown of every command, argument and option of ``synth-sim``."""
-    group = typer.main.get_command(app)
-    if not isinstance(group, click.Group):  # one command only would not be a group
-        raise TypeError("synth-sim is expected to have several commands")
+    """Markdown of every command, argument and option."""
     parts = [_HEAD]
-    for name in sorted(group.commands):
-        parts.append(_command(name, group.commands[name]))
+    for app in (cli.app, client_cli.app, audit_cli.app):
+        parts += _commands(str(app.info.name), typer.main.get_command(app))
     return "\n".join(parts)
+
+
+def _commands(name: str, command: click.Command) -> list[str]:
+    """A command, or all commands of a group, as sections."""
+    if not isinstance(command, click.Group):
+        return [_command(name, command)]
+    sections = []
+    for part in sorted(command.commands):
+        sections += _commands(f"{name} {part}", command.commands[part])
+    return sections
 
 
 def _command(name: str, command: click.Command) -> str:
     """One command as a section."""
-    lines = [f"## synth-sim {name}", "", inspect.cleandoc(command.help or ""), ""]
+    lines = [f"## {name}", "", inspect.cleandoc(command.help or ""), ""]
     rows = [_row(parameter) for parameter in command.params]
     if rows:
         lines += ["| parameter | value | default | meaning |", "|---|---|---|---|", *rows, ""]
@@ -62,7 +71,9 @@ def _default(option: click.Option) -> str:
     if option.required:
         return "required"
     default = option.default
-    if isinstance(default, bool) or not isinstance(default, str | int | float):
+    if isinstance(default, Path):
+        return f"`{str(default).replace(str(Path.home()), '~')}`"
+    if isinstance(default, bool) or not isinstance(default, str | int | float) or default == "":
         return ""
     return f"`{getattr(default, 'value', default)}`"
 

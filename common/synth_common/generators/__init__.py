@@ -6,6 +6,7 @@ A new family is a module with a subclass of :class:`Generator` and a line in
 
 from __future__ import annotations
 
+from synth_common.generators.canary import CanaryGenerator
 from synth_common.generators.gan import GAN
 from synth_common.generators.interface import Generator, Health, Reconstruction
 from synth_common.generators.vae import VAE
@@ -17,9 +18,13 @@ _FAMILIES: dict[Family, type[VAE] | type[GAN]] = {"vae": VAE, "gan": GAN}
 
 
 def build_generator(plan: GeneratorPlan, seed: int) -> Generator:
-    """A generator of the planned family with initial weights drawn from ``seed``."""
+    """A generator of the planned family with initial weights drawn from ``seed``.
+
+    A plan with canaries gets the same generator, carrying them.
+    """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _FAMILIES[plan.family](plan)
+        generator = _FAMILIES[plan.family](plan)
+        return CanaryGenerator(generator) if plan.canaries else generator

@@ -7,7 +7,6 @@ A step with nobody drawn still adds noise and still counts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -203,13 +202,9 @@ class PrivateTrainer:
         return {parameter: total / count for parameter, total in part.gradients.items()}
 
     def _set_rate(self, step: int) -> None:
-        """Learning rate of a step: constant, or a cosine down to a tenth over the run."""
-        rate = self._rate
-        if self._training.schedule == "cosine":
-            progress = min(1.0, step / max(1, self._training.total_steps))
-            rate *= 0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * progress))
+        """Learning rate of a step, by the plan's schedule."""
         for group in self._optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._rate * self._training.rate_factor(step)
 
 
 def _stream(steps: Steps, step: int, part: str) -> torch.Generator:
