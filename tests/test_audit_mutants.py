@@ -116,8 +116,8 @@ def _rate_by_images(patch: Patch) -> None:
         pytest.param(_noise_times(0.5), 2000, 1, id="half the noise"),
         pytest.param(_clip_off, 400, 1, id="clip off"),
         pytest.param(_accountant_forgets_rounds, 1500, 1, id="accountant reset each round"),
-        pytest.param(_clip_per_image, 600, _IMAGES, id="each image clipped on its own"),
-        pytest.param(_images_are_units, 600, _IMAGES, id="each image drawn on its own"),
+        pytest.param(_clip_per_image, 400, _IMAGES, id="each image clipped on its own"),
+        pytest.param(_images_are_units, 400, _IMAGES, id="each image drawn on its own"),
         pytest.param(_rate_by_images, 1200, 1, id="rate charged by images"),
     ],
 )

@@ -24,11 +24,10 @@ from synth_common.audit.bounds import (
     cp_gdp_epsilon,
     cp_gdp_power,
     fdp_epsilon,
-    gaussian_epsilon,
-    gaussian_mu,
     jagielski_epsilon,
     steinke_epsilon,
 )
+from synth_common.audit.gaussian import gaussian_epsilon, gaussian_mu
 from synth_common.audit.statistics import auc
 from synth_common.errors import DataError
 
