@@ -17,15 +17,12 @@ from synth_common.audit.bounds import (
     cp_gdp_power,
     fdp_epsilon,
     fdp_refutes,
-    gaussian_auc,
-    gaussian_epsilon,
-    gaussian_mu,
-    gaussian_tpr,
     jagielski_epsilon,
     steinke_epsilon,
     steinke_p_value,
     upper_rate,
 )
+from synth_common.audit.gaussian import gaussian_auc, gaussian_epsilon, gaussian_mu, gaussian_tpr
 from synth_common.audit.statistics import clopper_pearson
 from synth_common.errors import DataError
 
@@ -56,6 +53,12 @@ def test_one_run_bounds_reproduce_reference_numbers(counts, delta, steinke, fdp)
 )
 def test_p_values_reproduce_reference_numbers(counts, expected):
     assert steinke_p_value(Guesses(*counts), 1.0, 1e-5) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_one_run_bound_cannot_reach_8_with_fewer_than_8932_canaries():
+    """All right and nothing given away by delta: still ln(0.05) / ln(q) guesses are needed."""
+    assert steinke_epsilon(Guesses(8931, 8931, 8931), 0.0, 0.05) < 8.0
+    assert steinke_epsilon(Guesses(8932, 8932, 8932), 0.0, 0.05) == pytest.approx(8.0, abs=1e-3)
 
 
 def test_the_p_value_is_the_formula_term_by_term():

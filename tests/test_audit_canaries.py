@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from synth_common.audit.bounds import gaussian_mu
 from synth_common.audit.canaries import AuditResult, Claim, audit_canaries, canary_scores
+from synth_common.audit.gaussian import gaussian_mu
 from synth_common.errors import DataError
 
 CLAIM = Claim(epsilon=4.0, delta=1e-5, alpha=0.05)

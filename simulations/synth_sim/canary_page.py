@@ -39,7 +39,7 @@ def audit_lines(site: str, value: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("guesses", f"{guesses['right']} right of {guesses['made']}"),
         (
             "power",
-            f"{100 * power['half_noise']:.1f} % to refute the claim if the noise were half",
+            f"{_share(power['half_noise'])} to refute the claim if the noise were half",
         ),
         (
             "detectable",
@@ -50,6 +50,11 @@ def audit_lines(site: str, value: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{100 * power['efficiency']:.0f} % of the separation that the claim allows",
         ),
     ]
+
+
+def _share(probability: float) -> str:
+    """A probability in per cent; one that rounds to certainty is not called certain."""
+    return "more than 99.9 %" if probability > 0.999 else f"{100 * probability:.1f} %"
 
 
 def audit_page(site: str, value: Mapping[str, Any]) -> str:

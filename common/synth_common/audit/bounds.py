@@ -12,20 +12,19 @@ shown that it is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_ndtr, ndtr, ndtri
+from scipy.special import ndtr, ndtri
 from scipy.stats import beta, binom
 
+from synth_common.audit.gaussian import boundary, gaussian_epsilon, refuse_delta
 from synth_common.errors import DataError
 
 _MOST = 200.0
 """Largest epsilon searched for."""
-_CLOSE_ENOUGH = 1e-6
 
 
 @dataclass(frozen=True)
@@ -78,74 +77,6 @@ class Errors:
             )
 
 
-# ------------------------------------------------------------------ the Gaussian mechanism
-
-
-def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Epsilon at ``delta`` of a mu-GDP mechanism (Dong, Roth and Su 2022, corollary 2.13).
-
-    Solves ``delta = Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2)``. A mechanism that is
-    within (0, delta) has epsilon 0; an infinite ``mu`` has an infinite one.
-
-    Raises:
-        DataError: ``mu`` is negative or no number, or ``delta`` is not in (0, 1).
-    """
-    _refuse_delta(delta)
-    if not mu >= 0:
-        raise DataError(f"mu = {mu}: must be 0 or more")
-    if mu == 0:
-        return 0.0
-    if math.isinf(mu):
-        return math.inf
-
-    def too_small(eps: float) -> bool:
-        # e^eps Phi(..) in logarithms: e^eps alone overflows long before the product does.
-        tail = math.exp(eps + float(log_ndtr(-eps / mu - mu / 2)))
-        return float(ndtr(-eps / mu + mu / 2)) - tail > delta
-
-    if not too_small(0.0):
-        return 0.0
-    high = 1.0
-    while too_small(high):
-        high *= 2
-    return _boundary(too_small, 0.0, high)
-
-
-def gaussian_mu(epsilon: float, delta: float) -> float:
-    """The mu whose :func:`gaussian_epsilon` is ``epsilon`` (its inverse).
-
-    Raises:
-        DataError: ``epsilon`` is negative or no number, or ``delta`` is not in (0, 1).
-    """
-    _refuse_delta(delta)
-    if not epsilon >= 0:
-        raise DataError(f"epsilon = {epsilon}: must be 0 or more")
-    if math.isinf(epsilon):
-        return math.inf
-    high = 1.0
-    while gaussian_epsilon(high, delta) <= epsilon:
-        high *= 2
-    return _boundary(lambda mu: gaussian_epsilon(mu, delta) <= epsilon, 0.0, high)
-
-
-def gaussian_auc(mu: float) -> float:
-    """Best AUC against a mu-GDP mechanism: ``Phi(mu / sqrt 2)`` (N(0, 1) against N(mu, 1))."""
-    return float(ndtr(mu / math.sqrt(2)))
-
-
-def gaussian_tpr(mu: float, fpr: float) -> float:
-    """Best TPR at ``fpr`` against a mu-GDP mechanism: ``Phi(Phi^-1(fpr) + mu)``.
-
-    The trade-off curve of Dong, Roth and Su 2022, equation 6.
-
-    Raises:
-        DataError: ``fpr`` is not in [0, 1].
-    """
-    if not 0 <= fpr <= 1:
-        raise DataError(f"false positive rate {fpr}: must be in [0, 1]")
-    return float(ndtr(ndtri(fpr) + mu))
-
-
 # ------------------------------------------------------------------ threshold attacks
 
 
@@ -167,7 +98,7 @@ def jagielski_epsilon(errors: Errors, delta: float, alpha: float) -> float:
     Raises:
         DataError: ``delta`` is not in [0, 1), or ``alpha`` not in (0, 1).
     """
-    _refuse_delta(delta, zero=True)
+    refuse_delta(delta, zero=True)
     fp, fn = _upper_rates(errors, alpha)
     ratios = ((1 - delta - fp) / fn, (1 - delta - fn) / fp)
     return max([0.0, *(math.log(ratio) for ratio in ratios if ratio > 0)])
@@ -251,7 +182,7 @@ def steinke_p_value(guesses: Guesses, epsilon: float, delta: float) -> float:
     Raises:
         DataError: ``epsilon`` is negative, or ``delta`` is not in [0, 1).
     """
-    _refuse_delta(delta, zero=True)
+    refuse_delta(delta, zero=True)
     if not epsilon >= 0:
         raise DataError(f"epsilon = {epsilon}: must be 0 or more")
     r, v = guesses.made, guesses.right
@@ -270,12 +201,12 @@ def steinke_epsilon(guesses: Guesses, delta: float, alpha: float) -> float:
         DataError: ``delta`` is not in [0, 1), or ``alpha`` not in (0, 1).
     """
     _refuse_alpha(alpha)
-    _refuse_delta(delta, zero=True)
+    refuse_delta(delta, zero=True)
 
     def refuted(epsilon: float) -> bool:
         return steinke_p_value(guesses, epsilon, delta) < alpha
 
-    return _boundary(refuted, 0.0, _MOST) if refuted(0.0) else 0.0
+    return boundary(refuted, 0.0, _MOST) if refuted(0.0) else 0.0
 
 
 def fdp_refutes(guesses: Guesses, mu: float, alpha: float) -> bool:
@@ -308,29 +239,11 @@ def fdp_epsilon(guesses: Guesses, delta: float, alpha: float) -> float:
     Raises:
         DataError: ``delta`` or ``alpha`` is not in (0, 1).
     """
-    _refuse_delta(delta)
+    refuse_delta(delta)
     if not fdp_refutes(guesses, 0.0, alpha):
         return 0.0
-    mu = _boundary(lambda mu: fdp_refutes(guesses, mu, alpha), 0.0, math.sqrt(_MOST))
+    mu = boundary(lambda mu: fdp_refutes(guesses, mu, alpha), 0.0, math.sqrt(_MOST))
     return gaussian_epsilon(mu, delta)
-
-
-# ------------------------------------------------------------------ shared
-
-
-def _boundary(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The end of an interval on which ``holds``: it does at ``low`` and not at ``high``."""
-    if holds(high):
-        return high
-    while high - low > _CLOSE_ENOUGH:
-        middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
-
-
-def _refuse_delta(delta: float, zero: bool = False) -> None:
-    if not (0 < delta < 1 or (zero and delta == 0)):
-        raise DataError(f"delta = {delta}: must be {'0 or ' if zero else ''}in (0, 1)")
 
 
 def _refuse_alpha(alpha: float) -> None:

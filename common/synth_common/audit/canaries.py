@@ -22,14 +22,12 @@ from synth_common.audit.bounds import (
     Errors,
     Guesses,
     cp_gdp_epsilon,
-    cp_gdp_gains,
     cp_gdp_power,
     fdp_epsilon,
-    gaussian_epsilon,
-    gaussian_mu,
     jagielski_epsilon,
     steinke_epsilon,
 )
+from synth_common.audit.gaussian import gaussian_epsilon, gaussian_mu
 from synth_common.audit.statistics import auc
 from synth_common.errors import DataError
 
@@ -41,7 +39,6 @@ FEWEST = 60
 """Fewer canaries than this leave too few to choose a threshold on and to count errors on."""
 _SHARES = np.array([0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 _POWER = 0.8
-_SLACK = 0.2
 _MOST_MU = 60.0
 
 
@@ -177,7 +174,7 @@ def audit_canaries(
                 f"all or none of {len(part)} canaries were in: use more canaries, each in with "
                 "probability 1/2"
             )
-    threshold = _best_threshold(included[third], scores[third], claim.alpha)
+    threshold = _balanced_threshold(included[third], scores[third])
     share = _best_share(included[third], scores[third], claim, len(rest))
     errors = _errors(included[rest], scores[rest], threshold)
     guesses = _guesses(included[rest], scores[rest], share)
@@ -250,20 +247,21 @@ def _errors(included: Flags, scores: Floats, threshold: float) -> Errors:
     )
 
 
-def _best_threshold(included: Flags, scores: Floats, alpha: float) -> float:
-    """Half-way between two scores: the middle one of those with nearly the largest bound.
+def _balanced_threshold(included: Flags, scores: Floats) -> float:
+    """Half-way between two scores, where both kinds of errors are equally frequent.
 
-    The largest itself may lie far out in a tail, by the luck of few canaries.
+    It is the best one for two Gaussians, and less at the mercy of few canaries than the one
+    that happens to have the largest bound.
     """
     values = np.unique(scores)
     if len(values) == 1:
         return float(values[0])
     between = (values[:-1] + values[1:]) / 2
     inside, outside = np.sort(scores[included]), np.sort(scores[~included])
-    missed = np.searchsorted(inside, between, side="right")
-    mistaken = len(outside) - np.searchsorted(outside, between, side="right")
-    bounds = cp_gdp_gains(len(inside), alpha)[missed] + cp_gdp_gains(len(outside), alpha)[mistaken]
-    best = np.flatnonzero(bounds >= bounds.max() - _SLACK * abs(bounds.max()))
+    missed = np.searchsorted(inside, between, side="right") / len(inside)
+    mistaken = 1 - np.searchsorted(outside, between, side="right") / len(outside)
+    gaps = np.abs(missed - mistaken)
+    best = np.flatnonzero(gaps == gaps.min())
     return float(between[best[len(best) // 2]])
 
 
