@@ -44,7 +44,6 @@ def _traced(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [
         "strace",
         "-f",
-        "--seccomp-bpf",
         "-qq",
         *options,
         sys.executable,

@@ -17,10 +17,10 @@ from synth_common.audit.canaries import AuditResult
 from synth_common.errors import ConfigError, FederationError
 from synth_common.facts import read_facts
 from synth_common.privacy.optimiser import PatientOptimiser
+from synth_common.terminal import guarded
 from synth_sim import audit_cli, canaries
 from synth_sim.canaries import AuditOptions, audit_scenario, draw_inclusion, with_canaries
 from synth_sim.scenario import load_scenario
-from synth_sim.terminal import guarded
 
 
 def _call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
