@@ -473,4 +473,5 @@ def comparison_facts() -> list[Fact]:
             if (family, epsilon) == ("gan", 1.0):
                 del row["membership_auc"]
             rows.append(_fact("compare.row", row, "site-local"))
-    return [*_course(6), *rows]
+    together = {"epsilon": 13.37, "site": "site-a", "runs": 4, "unit": "patient"}
+    return [*_course(6), *rows, _fact("compare.together", together)]

@@ -44,7 +44,11 @@ def _problems(report: Any) -> list[str]:
 
 
 def test_fixture_has_every_fact_of_a_run() -> None:
-    elsewhere = {"compare.row", "audit.canaries"}  # of a comparison and of an audit
+    elsewhere = {
+        "compare.row",
+        "compare.together",
+        "audit.canaries",
+    }  # of a comparison and of an audit
     assert {f.name for f in _VARIANTS["whole"]} == set(CATALOGUE) - elsewhere
 
 

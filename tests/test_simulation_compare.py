@@ -52,6 +52,19 @@ def test_two_families_on_the_same_data(tmp_path: Path) -> None:
     assert again["rows"] == table["rows"]
 
 
+@pytest.mark.slow
+def test_private_runs_on_the_same_patients_add_up(tmp_path: Path) -> None:
+    """Keeping the better of two runs is tuning: the page says what both cost."""
+    options = _options(tmp_path, families=("vae",), epsilons=("2", "1", "inf"))
+    page = run_comparison(options, lambda _line: None)
+    table = json.loads((tmp_path / "compare" / "compare.json").read_text())
+    together, alone = table["together"], [row["epsilon_spent"] for row in table["rows"]]
+    assert alone[-1] == "inf"
+    assert (together["runs"], together["unit"]) == (2, "patient")
+    assert max(alone[:-1]) < together["epsilon"] < sum(alone[:-1])
+    assert "Trying costs privacy too" in page.read_text()
+
+
 def test_an_occupied_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "compare").mkdir()
     (tmp_path / "compare" / "notes.txt").write_text("mine")

@@ -83,6 +83,7 @@ CATALOGUE: Mapping[str, str] = {
     "audit.canaries": "Lower bounds on epsilon from canaries, the verdict on the claim, the power",
     "samples.grid": "A sample grid (file relative to the run directory)",
     "compare.row": "One row of a comparison of generators and budgets",
+    "compare.together": "Epsilon of all private runs of a comparison on one site, composed",
 }
 """Fact names and what each means, one line each."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from synth_common.errors import ConfigError, Interrupted, StorageError, SynthwardError
 from synth_common.facts import Fact, FactLog, read_facts
+from synth_common.privacy.accounting import Use, epsilon
 from synth_sim.scenario import Scenario, load_scenario
 
 _SOURCE = "synth_sim.compare.run_comparison"
@@ -86,6 +87,7 @@ def run_comparison(options: CompareOptions, say: Callable[[str], None]) -> Path:
             "or continue with --resume"
         )
     log = FactLog(options.out / "facts.jsonl")
+    runs: list[Sequence[Fact]] = []
     for number, case in enumerate(cases):
         say(f"[{number + 1}/{len(cases)}] {case.out.name}")
         if not _finished(case.out):
@@ -95,7 +97,10 @@ def run_comparison(options: CompareOptions, say: Callable[[str], None]) -> Path:
             log.extend(fact for fact in facts if fact.name in _COPIED)
             log.append(Fact("run.command", options.command, "public", _SOURCE))
         log.append(_row_fact(case, facts))
+        if case.scenario.privacy.private:
+            runs.append(facts)
     log.append(
+        *_together(cases[0].scenario, runs),
         Fact("run.id", options.out.name, "public", _SOURCE),
         Fact("run.finished", datetime.now(UTC).isoformat(timespec="seconds"), "public", _SOURCE),
     )
@@ -106,11 +111,11 @@ def _cases(options: CompareOptions) -> list[_Case]:
     """Every combination, validated before the first one runs."""
     cases: dict[str, _Case] = {}
     for family in options.families:
-        for epsilon in options.epsilons:
+        for budget in options.epsilons:
             overrides = (
                 *options.overrides,
                 f"generator.family={family}",
-                f"privacy.epsilon={epsilon}",
+                f"privacy.epsilon={budget}",
             )
             scenario = load_scenario(options.scenario, overrides, options.seed)
             name = f"{scenario.generator.family}-eps{scenario.privacy.epsilon:g}"
@@ -171,6 +176,26 @@ def _row_fact(case: _Case, facts: Sequence[Fact]) -> Fact:
     row = {name: value for name, value in row.items() if value is not None}
     detail = {"aggregation": "mean over sites; membership: the highest AUC of any site and attack"}
     return Fact("compare.row", row, "site-local", _SOURCE, detail=detail)
+
+
+def _together(scenario: Scenario, runs: Sequence[Sequence[Fact]]) -> list[Fact]:
+    """What all private runs cost a hospital that bore every one of them.
+
+    Trying settings on the same patients and keeping the best is tuning on private data; the
+    ledger of a real site charges each try, and so does this sum.
+    """
+    histories: dict[str, list[Use]] = {}
+    for facts in runs:
+        for fact in _last(facts, "privacy.site"):
+            uses = [Use(**use) for use in fact.value["history"]]
+            histories.setdefault(fact.site or "", []).extend(uses)
+    if not histories:
+        return []
+    terms = scenario.privacy
+    spent = {name: epsilon(uses, terms.delta, terms.accountant) for name, uses in histories.items()}
+    most = max(spent, key=spent.__getitem__)
+    value = {"epsilon": spent[most], "site": most, "runs": len(runs), "unit": terms.unit}
+    return [Fact("compare.together", value, "public", _SOURCE, detail={"delta": terms.delta})]
 
 
 def _mean(values: Sequence[Any]) -> float | None:

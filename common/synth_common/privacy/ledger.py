@@ -113,6 +113,8 @@ class Ledger:
         self._chain = chain
         if not chain.entries or chain.entries[0].kind != "open":
             raise LedgerError(f"{chain.path} does not begin with an entry that opens a data set")
+        self._reservations = [_reservation(e) for e in chain.entries if e.kind == "reserve"]
+        self._commits = [_commit(e) for e in chain.entries if e.kind == "commit"]
 
     @staticmethod
     def create(path: Path, data_set: str) -> bool:
@@ -217,13 +219,11 @@ class Ledger:
 
     def reservations(self, run_id: str | None = None) -> list[Reservation]:
         """Every reservation, committed or not; of one run if ``run_id`` is given."""
-        found = (_reservation(entry) for entry in self._of("reserve"))
-        return [r for r in found if run_id in (None, r.key.run_id)]
+        return [r for r in self._reservations if run_id in (None, r.key.run_id)]
 
     def commits(self, run_id: str | None = None) -> list[Commit]:
         """Every commit; of one run if ``run_id`` is given."""
-        found = (_commit(entry) for entry in self._of("commit"))
-        return [c for c in found if run_id in (None, c.key.run_id)]
+        return [c for c in self._commits if run_id in (None, c.key.run_id)]
 
     def history(self, run_id: str | None = None) -> list[Use]:
         """Every reserved use, committed or not; of one run if ``run_id`` is given."""
@@ -283,12 +283,16 @@ class Ledger:
             "attempt": len(before) + 1,
             "uses": [asdict(use) for use in uses],
         }
-        return _reservation(self._chain.append("reserve", body))
+        reservation = _reservation(self._chain.append("reserve", body))
+        self._reservations.append(reservation)
+        return reservation
 
     def commit(self, reservation: Reservation, reply: str) -> Commit:
         """Write that the reply with SHA-256 ``reply`` may leave for this reservation."""
         body = {"key": asdict(reservation.key), "reservation": reservation.number, "reply": reply}
-        return _commit(self._chain.append("commit", body))
+        commit = _commit(self._chain.append("commit", body))
+        self._commits.append(commit)
+        return commit
 
 
 def _reservation(entry: Entry) -> Reservation:

@@ -16,7 +16,7 @@ from typing import Any
 
 from synth_common.facts import Fact, read_facts
 from synth_common.reporting.columns import column_of, ranked
-from synth_common.reporting.factbook import MISSING, FactBook
+from synth_common.reporting.factbook import MISSING, FactBook, fields
 from synth_common.reporting.files import replace_text
 from synth_common.reporting.report import run_section
 
@@ -33,7 +33,8 @@ def build_comparison(facts: Iterable[Fact]) -> dict[str, Any]:
             seed wins.
 
     Returns:
-        ``{"format", "run", "columns": [{"name", "title", "group", "better"}], "rows"}``.
+        ``{"format", "run", "together", "columns": [{"name", "title", "group", "better"}],
+        "rows"}``.
         Rows are ordered by family, then by epsilon with infinity last; a column that some
         other row has and this one lacks holds ``"NOT RECORDED"``.
     """
@@ -47,6 +48,7 @@ def build_comparison(facts: Iterable[Fact]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "run": run_section(book),
+        "together": fields(book.value("compare.together"), ("epsilon", "site", "runs", "unit")),
         "columns": [vars(column) for column in columns],
         "rows": sorted(rows, key=_order),
     }
