@@ -18,12 +18,15 @@ Work goes in portions of a few patients, whose buffers stay in the processor's c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from synth_common.privacy.workspace import Workspace
 
 _STACKED = 500_000
 """Floats of stacked inputs in one portion (measured: 2 MB stay in cache)."""
@@ -53,12 +56,14 @@ class Block:
         inputs: (patients * count, C_in, H, W).
         flows: (patients * count, C_out, H', W') output gradients, contiguous.
         patients: How many patients.
+        workspace: Where scratch memory comes from.
     """
 
     layer: nn.Conv2d
     inputs: Tensor
     flows: Tensor
     patients: int
+    workspace: Workspace
 
     @property
     def count(self) -> int:
@@ -120,7 +125,7 @@ def squared_norms(block: Block, bound: Tensor, rounding: float) -> Tensor:
         return round_up(_unfolded(block), bound, rounding)
     if _gramming(block) < _forming(block):
         return gram_squares(block) + rounding * bound
-    return round_up(form(block, keep=False)[1], bound, rounding)
+    return round_up(form(block, keep=None)[1], bound, rounding)
 
 
 def round_up(squares: Tensor, bound: Tensor, rounding: float) -> Tensor:
@@ -143,7 +148,7 @@ def _gramming(block: Block) -> float:
     return block.patients * pixels**2 * (channels + _PER_PIXEL_PAIR)
 
 
-def form(block: Block, keep: bool) -> tuple[Tensor, Tensor]:
+def form(block: Block, keep: Hashable | None) -> tuple[Tensor, Tensor]:
     """Form the patients' gradients of a shifting convolution.
 
     The inputs are copied once per column of the kernel, side by side, with rows of zeros
@@ -152,23 +157,25 @@ def form(block: Block, keep: bool) -> tuple[Tensor, Tensor]:
 
     Returns:
         What was formed, (k, patients, C_out, k * C_in): rows of the kernel first, last its
-        columns and the channels; only the last portion unless ``keep``. And (patients,) the
-        squared norms.
+        columns and the channels; only the last portion without ``keep``, which names the
+        buffer to keep it in. And (patients,) the squared norms.
     """
     (tall, wide), count, patients = block.kernel, block.count, block.patients
     (c_in, height, width), c_out = block.inputs.shape[1:], block.flows.shape[1]
     gap = tall // 2
     rows = count * (height + gap) + gap
     portion = max(1, min(patients, _STACKED // (rows * width * wide * c_in)))
-    padded = block.inputs.new_zeros(portion, rows, width + wide - 1, c_in)
+    take, like = block.workspace, block.flows
+    padded = take.zeros("padded", like, portion, rows, width + wide - 1, c_in)
     inside = padded[:, gap:].view(portion, count, height + gap, -1, c_in)
     inside = inside[:, :, :height, wide // 2 : wide // 2 + width]
     steps = padded.stride()
     columns = padded.as_strided((portion, rows, width, wide * c_in), steps)
-    stacked = padded.new_empty(portion, rows * width, wide * c_in)
-    spaced = padded.new_zeros(portion, c_out, count, height + gap, width)
+    stacked = take.empty("stacked", like, portion, rows * width, wide * c_in)
+    spaced = take.zeros("spaced", like, portion, c_out, count, height + gap, width)
     used = (count * (height + gap) - gap) * width
-    formed = padded.new_empty(tall, patients if keep else portion, c_out, wide * c_in)
+    kept = portion if keep is None else patients
+    formed = take.empty(keep or "formed", like, tall, kept, c_out, wide * c_in)
     norms = padded.new_empty(tall, patients, c_out)
     inputs = block.images(block.inputs).permute(0, 1, 3, 4, 2)
     flows = block.images(block.flows).transpose(1, 2)
@@ -182,7 +189,7 @@ def form(block: Block, keep: bool) -> tuple[Tensor, Tensor]:
             spaced[here, :, :, :height].copy_(flows[start:stop])
             left = spaced[here].flatten(2)[:, :, :used]
         for row in range(tall):
-            product = formed[row, start:stop] if keep else formed[row, here]
+            product = formed[row, here if keep is None else slice(start, stop)]
             moved = stacked[here, row * width : row * width + used]
             torch.bmm(left, moved, out=product)
             torch.linalg.vector_norm(product, dim=2, out=norms[row, start:stop])
@@ -209,14 +216,15 @@ def gram_squares(block: Block) -> Tensor:
     height, width = block.inputs.shape[2:]
     line = block.count * (height + down) * (width + right)
     portion = max(1, min(patients, _GRAMS // line**2))
-    pixels = _Line(block, block.inputs, portion, (down, right))
-    flows = _Line(block, block.flows, portion, (down, right))
+    pixels = _Line(block, "inputs", portion)
+    flows = _Line(block, "flows", portion)
     diagonal = line + 1
     lower = (width + right) * diagonal
     margin = down * lower + right * diagonal
-    grams = block.inputs.new_zeros(portion * line**2 + 2 * margin)
-    across = torch.empty_like(grams)
-    other = grams.new_empty(portion, line, line)
+    take, size = block.workspace, portion * line**2 + 2 * margin
+    grams = take.zeros("grams", block.flows, size)
+    across = take.empty("across", block.flows, size)
+    other = take.empty("other", block.flows, portion, line, line)
     squares = grams.new_empty(patients)
     for start, stop in _portions(patients, portion):
         size = (stop - start) * line**2
@@ -236,10 +244,14 @@ def gram_squares(block: Block) -> Tensor:
 class _Line:
     """Pixels of some patients in a line each, columns and rows of zeros between them."""
 
-    def __init__(self, block: Block, tensor: Tensor, portion: int, gap: tuple[int, int]) -> None:
+    def __init__(self, block: Block, which: Literal["inputs", "flows"], portion: int) -> None:
+        tensor = block.inputs if which == "inputs" else block.flows
+        down, right = block.kernel[0] // 2, block.kernel[1] // 2
         self._source = block.images(tensor).transpose(1, 2)
         channels, count, height, width = self._source.shape[1:]
-        self._buffer = tensor.new_zeros(portion, channels, count, height + gap[0], width + gap[1])
+        self._buffer = block.workspace.zeros(
+            f"line of {which}", tensor, portion, channels, count, height + down, width + right
+        )
         self._inside = self._buffer[..., :height, :width]
 
     def fill(self, start: int, stop: int) -> Tensor:

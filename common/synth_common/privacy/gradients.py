@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from synth_common.errors import PrivacyError
 from synth_common.privacy.layer_gradients import LayerGradient, has_rule, layer_gradient
 from synth_common.privacy.rows import Rows
+from synth_common.privacy.workspace import Workspace
 
 __all__ = ["ClippedSum", "PatientGradients", "Rows", "sum_gradients"]
 
@@ -74,6 +75,7 @@ class PatientGradients:
             )
         self.network = network
         self.rounding = _ROUNDING
+        self._workspace = Workspace()
         self.layers = [m for m in network.modules() if any(True for _ in m.parameters(False))]
         for layer in self.layers:
             if not has_rule(layer):
@@ -107,7 +109,9 @@ class PatientGradients:
             squares = torch.zeros(len(rows.counts), device=losses.device)
             while records:  # what a layer does not keep is free before the next one
                 record = records.pop()
-                layer = layer_gradient(record.layer, record.inputs.detach(), flows.pop(), rows)
+                layer = layer_gradient(
+                    record.layer, record.inputs.detach(), flows.pop(), rows, self._workspace
+                )
                 del record
                 squares += layer.squares(self.rounding)
                 layers.append(layer)

@@ -23,6 +23,7 @@ from synth_common.privacy.convolution_norms import (
     worth_keeping,
 )
 from synth_common.privacy.rows import Rows
+from synth_common.privacy.workspace import Workspace
 
 
 def has_rule(layer: nn.Module) -> bool:
@@ -42,10 +43,13 @@ class LayerGradient(ABC):
         inputs: (R, ...) its inputs.
         flows: (R, ...) gradients of the summed loss with respect to its outputs.
         rows: Which rows belong to which patient.
+        workspace: Where scratch memory comes from.
     """
 
-    def __init__(self, layer: nn.Module, inputs: Tensor, flows: Tensor, rows: Rows) -> None:
-        self.layer, self.rows = layer, rows
+    def __init__(
+        self, layer: nn.Module, inputs: Tensor, flows: Tensor, rows: Rows, workspace: Workspace
+    ) -> None:
+        self.layer, self.rows, self.workspace = layer, rows, workspace
         self.inputs, self.flows = inputs, flows.contiguous()
 
     @abstractmethod
@@ -122,14 +126,14 @@ class _Convolution(LayerGradient):
         self._biases = self.rows.sums(self.flows.sum((2, 3)))
         self._formed: list[Tensor] = []
         blocks = [
-            Block(self.layer, self.inputs[block], self.flows[block], patients)
+            Block(self.layer, self.inputs[block], self.flows[block], patients, self.workspace)
             for block, patients, _ in self.rows.blocks()
         ]
         bounds = self._split(bound)
         if blocks and worth_keeping(blocks):
             parts = []
-            for block, most in zip(blocks, bounds, strict=True):
-                formed, squares = form(block, keep=True)
+            for number, (block, most) in enumerate(zip(blocks, bounds, strict=True)):
+                formed, squares = form(block, keep=(self.layer, number))
                 self._formed.append(formed)
                 parts.append(round_up(squares, most, rounding))
             self.inputs = self.flows = self.flows[:0].clone()  # their memory is free again
@@ -157,7 +161,9 @@ class _Convolution(LayerGradient):
                 for formed, part in zip(self._formed, self._split(factors), strict=True)
             ]
             return self._named(torch.stack(sums).sum(0), bias)
-        layer, flows = self.layer, self.flows * self.rows.per_row(factors)[:, None, None, None]
+        layer, scale = self.layer, self.rows.per_row(factors)[:, None, None, None]
+        flows = self.workspace.empty("scaled", self.flows, *self.flows.shape)
+        torch.mul(self.flows, scale, out=flows)
         _, weight, _ = torch.ops.aten.convolution_backward(
             flows, self.inputs, layer.weight, None, layer.stride, layer.padding, layer.dilation,
             False, [0, 0], layer.groups, (False, True, False),
@@ -194,13 +200,16 @@ class _Sampled(LayerGradient):
         }
 
 
-def layer_gradient(layer: nn.Module, inputs: Tensor, flows: Tensor, rows: Rows) -> LayerGradient:
+def layer_gradient(
+    layer: nn.Module, inputs: Tensor, flows: Tensor, rows: Rows, workspace: Workspace
+) -> LayerGradient:
     """The rule for a layer; the arguments are those of :class:`LayerGradient`."""
+    kind: type[LayerGradient] = _Sampled
     if isinstance(layer, nn.Linear) and inputs.dim() == 2:
-        return _Linear(layer, inputs, flows, rows)
-    if is_plain(layer):
-        return _Convolution(layer, inputs, flows, rows)
-    return _Sampled(layer, inputs, flows, rows)
+        kind = _Linear
+    elif is_plain(layer):
+        kind = _Convolution
+    return kind(layer, inputs, flows, rows, workspace)
 
 
 def _squares(tensor: Tensor) -> Tensor:
