@@ -19,9 +19,9 @@ from synth_common.privacy.workspace import Workspace
 
 @pytest.fixture(params=["kept", "formed", "gram"])
 def way(request, monkeypatch):
-    """Each way through a convolution in turn, in portions of one or two patients."""
+    """Each way through a convolution in turn, in portions of a few patients."""
     monkeypatch.setattr(convolution_norms, "_STACKED", 7_000)
-    monkeypatch.setattr(convolution_norms, "_GRAMS", 10_000)
+    monkeypatch.setattr(convolution_norms, "_GRAMS", 14_000)
     if request.param != "kept":
         monkeypatch.setattr(convolution_norms, "KEPT", 0)
     cost = 0.0 if request.param == "gram" else math.inf
