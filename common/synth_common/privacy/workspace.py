@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 
+import torch
 from torch import Tensor
+
+_LARGEST = 32_000_000
+"""Bytes of the largest block after whose release glibc stops mapping blocks of that size."""
 
 
 class Workspace:
@@ -17,6 +21,9 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[Hashable, Tensor] = {}
+        # glibc hands freed memory back to the system, and every step would map it afresh. Once
+        # a large block was freed, it keeps twice as much (mallopt(3), M_MMAP_THRESHOLD).
+        torch.empty(_LARGEST, dtype=torch.uint8)
 
     def empty(self, name: Hashable, like: Tensor, *shape: int) -> Tensor:
         """A contiguous tensor with the dtype and device of ``like`` and arbitrary contents.
