@@ -64,6 +64,11 @@ class PatientOptimiser(DPOptimizerFastGradientClipping):  # type: ignore[misc]
                 parameter.grad = parameter.grad + gradient
         self.original_optimizer.step()
 
+    def accumulate(self) -> None:
+        """Take the sums as they come: they are complete, and nothing below changes them."""
+        for parameter in self.params:
+            parameter.summed_grad = parameter.grad
+
     def add_noise(self) -> None:
         """Add N(0, (sigma C)^2) to every coordinate, drawn from the noise source."""
         for parameter in self.params:
