@@ -188,11 +188,11 @@ def form(block: Block, keep: Hashable | None) -> tuple[Tensor, Tensor]:
         else:
             spaced[here, :, :, :height].copy_(flows[start:stop])
             left = spaced[here].flatten(2)[:, :, :used]
+        products = formed[:, here if keep is None else slice(start, stop)]
         for row in range(tall):
-            product = formed[row, here if keep is None else slice(start, stop)]
             moved = stacked[here, row * width : row * width + used]
-            torch.bmm(left, moved, out=product)
-            torch.linalg.vector_norm(product, dim=2, out=norms[row, start:stop])
+            torch.bmm(left, moved, out=products[row])
+        torch.linalg.vector_norm(products, dim=3, out=norms[:, start:stop])
     return formed, norms.square().sum((0, 2))
 
 

@@ -47,6 +47,8 @@ class Rows:
 
     def per_row(self, values: Tensor) -> Tensor:
         """Repeat one value per patient (P,) for each of its rows (R,)."""
+        if self.total == len(self.counts):
+            return values
         return values.repeat_interleave(torch.tensor(self.counts, device=values.device))
 
     def sums(self, values: Tensor) -> Tensor:
