@@ -11,7 +11,22 @@ from torch import nn
 from synth_common.errors import PrivacyError
 from synth_common.generators import Generator, build_generator
 from synth_common.plan import GeneratorPlan
+from synth_common.privacy import convolution_norms
+from synth_common.privacy.convolution_norms import Block, form, gram_squares, weighted_sum
 from synth_common.privacy.gradients import PatientGradients, Rows, sum_gradients
+from synth_common.privacy.workspace import Workspace
+
+
+@pytest.fixture(params=["kept", "formed", "gram"])
+def way(request, monkeypatch):
+    """Each way through a convolution in turn, in portions of a few patients."""
+    monkeypatch.setattr(convolution_norms, "_STACKED", 7_000)
+    monkeypatch.setattr(convolution_norms, "_GRAMS", 14_000)
+    if request.param != "kept":
+        monkeypatch.setattr(convolution_norms, "KEPT", 0)
+    cost = 0.0 if request.param == "gram" else math.inf
+    monkeypatch.setattr(convolution_norms, "_gramming", lambda block: cost)
+    return request.param
 
 
 def _slow(losses: torch.Tensor, network: nn.Module, rows: Rows, clip: float):
@@ -50,7 +65,7 @@ def _generator(family: str, size: int, channels: int = 1, mask: bool = False) ->
 @pytest.mark.parametrize(
     ("size", "channels", "mask"), [(28, 1, False), (32, 3, True), (64, 1, True)]
 )
-def test_fast_clipping_equals_the_definition_per_patient(family, size, channels, mask):
+def test_fast_clipping_equals_the_definition_per_patient(family, size, channels, mask, way):
     generator = _generator(family, size, channels, mask)
     rows = Rows((1, 1, 2, 3, 3))
     images, labels = _batch(generator.plan, rows.total)
@@ -71,6 +86,66 @@ def test_fast_clipping_equals_the_definition_per_patient(family, size, channels,
         assert (got.gradients[parameter] - gradient).abs().max().item() <= 1e-5 * scale
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (5, 3), (1, 7)])
+def test_convolution_gradients_equal_a_loop_over_patients(kernel, count, monkeypatch):
+    monkeypatch.setattr(convolution_norms, "_STACKED", 3_000)  # several portions
+    monkeypatch.setattr(convolution_norms, "_GRAMS", 50_000)
+    torch.manual_seed(0)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    layer = nn.Conv2d(4, 6, kernel, padding=padding)
+    inputs, flows = torch.randn(5 * count, 4, 6, 9), torch.randn(5 * count, 6, 6, 9)
+    slow = []
+    for patient in range(5):
+        own = slice(patient * count, (patient + 1) * count)
+        total = (layer(inputs[own]) * flows[own]).sum()
+        slow.append(torch.autograd.grad(total, layer.weight)[0])
+    expected = torch.stack([gradient.square().sum() for gradient in slow])
+    block = Block(layer, inputs, flows, 5, Workspace())
+    formed, squares = form(block, keep="here")
+    weights = torch.rand(5)
+    total = sum(w * gradient for w, gradient in zip(weights, slow, strict=True))
+    assert torch.allclose(squares, expected, rtol=1e-5)
+    assert torch.allclose(gram_squares(block), expected, rtol=1e-5)
+    assert torch.allclose(form(block, keep=None)[1], expected, rtol=1e-5)
+    assert torch.allclose(weighted_sum(layer, formed, weights), total, atol=1e-4, rtol=1e-5)
+
+
+def test_the_cheaper_way_depends_on_the_shape():
+    def block(channels: int, side: int, count: int) -> Block:
+        layer = nn.Conv2d(channels, channels, 3, padding=1)
+        rows = torch.zeros(count * 2, channels, side, side)
+        return Block(layer, rows, rows, 2, Workspace())
+
+    ways = convolution_norms
+    deep, wide = block(64, 8, 1), block(16, 16, 1)
+    assert ways._gramming(deep) < ways._forming(deep)
+    assert ways._forming(wide) < ways._gramming(wide)
+    assert ways._forming(block(64, 8, 4)) < ways._gramming(block(64, 8, 4))
+    assert ways.worth_keeping([wide])
+    strided = nn.Conv2d(16, 16, 3, stride=2, padding=1)
+    assert not ways.worth_keeping([Block(strided, wide.inputs, wide.flows, 2, Workspace())])
+
+
+def test_scratch_memory_carries_nothing_from_one_batch_to_the_next():
+    generator = _generator("vae", 32)
+    engine = PatientGradients(generator.private_module)
+    images, labels = _batch(generator.plan, 12)
+
+    def run(chosen: slice, counts: tuple[int, ...]):
+        rng = torch.Generator().manual_seed(0)
+        return engine.clipped_sum(
+            lambda: generator.private_loss(images[chosen], labels[chosen], rng), Rows(counts), 0.1
+        )
+
+    first = run(slice(0, 5), (1, 2, 2))
+    run(slice(0, 12), (3, 3, 6))
+    again = run(slice(0, 5), (1, 2, 2))
+    assert torch.equal(first.norms, again.norms)
+    for parameter, gradient in first.gradients.items():
+        assert torch.equal(gradient, again.gradients[parameter])
+
+
 class _Odd(nn.Module):
     """Layers outside the fast rules: strides, groups, an affine norm, a sequence linear."""
 
@@ -79,12 +154,13 @@ class _Odd(nn.Module):
         self.strided = nn.Conv2d(1, 8, 3, stride=2, padding=1)
         self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
         self.norm = nn.GroupNorm(2, 8)
-        self.wide = nn.Conv2d(8, 8, 5, dilation=2)
+        self.wide = nn.Conv2d(8, 8, 5, dilation=2, bias=False)
+        self.even = nn.Conv2d(8, 8, 2)
         self.sequence = nn.Linear(8, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.grouped(self.strided(x)).tanh())
-        x = self.wide(x).flatten(2).transpose(1, 2)
+        x = self.even(self.wide(x)).flatten(2).transpose(1, 2)
         return self.sequence(x).square().sum((1, 2))
 
 
@@ -100,7 +176,7 @@ def test_layers_without_a_fast_rule_use_opacus_and_agree():
 
 
 @pytest.mark.parametrize("family", ["vae", "gan"])
-def test_one_more_patient_moves_the_sum_by_at_most_the_clip(family):
+def test_one_more_patient_moves_the_sum_by_at_most_the_clip(family, way):
     generator = _generator(family, 28)
     images, labels = _batch(generator.plan, 6)
     engine = PatientGradients(generator.private_module)
@@ -156,7 +232,7 @@ def test_a_layer_used_twice_is_refused():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
-def test_a_patient_whose_gradient_is_not_finite_is_left_out_and_nobody_else(bad):
+def test_a_patient_whose_gradient_is_not_finite_is_left_out_and_nobody_else(bad, way):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 1))
     engine = PatientGradients(network)
@@ -178,7 +254,7 @@ def _total(gradients) -> float:
     return math.sqrt(sum(g.double().square().sum().item() for g in gradients.values()))
 
 
-def test_products_that_cancel_do_not_slip_past_the_clip():
+def test_products_that_cancel_do_not_slip_past_the_clip(way):
     """Without the allowance for rounding these add thousands of times the clip."""
     torch.manual_seed(0)
     linear = nn.Linear(64, 64, bias=False)
@@ -200,7 +276,7 @@ def test_products_that_cancel_do_not_slip_past_the_clip():
     assert _total(part.gradients) <= 1.01
 
 
-def test_the_allowance_for_rounding_only_ever_raises_a_norm():
+def test_the_allowance_for_rounding_only_ever_raises_a_norm(way):
     generator = _generator("vae", 32)
     images, labels = _batch(generator.plan, 6)
     engine = PatientGradients(generator.private_module)

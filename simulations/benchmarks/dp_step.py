@@ -1,71 +1,139 @@
-"""What privacy costs in time: a DP step against the same step without DP.
+"""What privacy costs in time and memory: a DP step against the same step without DP.
 
-Three ways to take one step on the same network and batch, measured alternately in one
-run: without DP, with Synthward's book-keeping clipping per patient, and with Opacus' own
-hooks (per image; Opacus has no patient unit). Prints a table; asserts nothing.
+Ways to take one step on one batch, measured alternately in one run: without DP, with
+Synthward's book-keeping clipping per patient (one and four images each, simulated and
+secure noise), and with Opacus' own hooks (per image; Opacus has no patient unit), on our
+network and on a VAE of strided convolutions with about as many parameters. Prints tables;
+asserts nothing.
+
+Peak memory is how far the resident set of a fresh process rises while five steps run above
+where it stood before them, with network and batch in place (Linux: VmHWM of
+/proc/self/status, reset through /proc/self/clear_refs).
 
     python simulations/benchmarks/dp_step.py [--batch 256] [--repeats 7] [--threads 2]
+        [--quality STEPS]
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, get_args
 
 import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
+from strided_vae import compare_quality, strided_vae
+from torch import Tensor, nn
 
-from synth_common.generators import Generator, build_generator
+from synth_common.generators import build_generator
 from synth_common.plan import Family, GeneratorPlan
 from synth_common.privacy.gradients import PatientGradients, Rows
 from synth_common.privacy.optimiser import PatientOptimiser
-from synth_common.randomness import SimulationNoise
+from synth_common.randomness import NoiseKind, noise_source
 
 Step = Callable[[], None]
+KINDS = ("plain", "image", "patient", "secure", "opacus", "strided", "strided opacus")
 
 
-def _plain(generator: Generator, batch: tuple[torch.Tensor, torch.Tensor]) -> Step:
-    optimiser = torch.optim.Adam(generator.private_module.parameters(), lr=1e-3)
+class Trained(Protocol):
+    """What a step needs of a generator."""
+
+    @property
+    def private_module(self) -> nn.Module:
+        """The network that meets patients."""
+        ...
+
+    def private_loss(self, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """One loss per image."""
+        ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network, size and batch."""
+
+    family: Family
+    size: int
+    batch: int
+
+    @property
+    def plan(self) -> GeneratorPlan:
+        """The plan of the network."""
+        return GeneratorPlan(family=self.family, size=self.size)
+
+    def network(self, strided: bool) -> Trained:
+        """A fresh network."""
+        ours = build_generator(self.plan, 0)
+        return strided_vae(self.plan, parameters(ours)) if strided else ours
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        """A batch of random images and labels."""
+        shape = (self.batch, 1, self.size, self.size)
+        return torch.rand(shape), torch.randint(2, (self.batch,))
+
+
+def parameters(trained: Trained) -> int:
+    """How many parameters meet patients."""
+    return sum(p.numel() for p in trained.private_module.parameters())
+
+
+def make_step(case: Case, kind: str) -> Step:
+    """One of ``KINDS``, on a network and batch of its own."""
+    trained, batch = case.network(kind.startswith("strided")), case.images()
+    if kind in ("plain", "strided"):
+        return _plain(trained, batch)
+    if kind.endswith("opacus"):
+        return _opacus(trained, batch)
+    noise: NoiseKind = "secure" if kind == "secure" else "simulation"
+    return _synthward(trained, batch, 4 if kind == "patient" else 1, noise)
+
+
+def _plain(trained: Trained, batch: tuple[Tensor, Tensor]) -> Step:
+    optimiser = torch.optim.Adam(trained.private_module.parameters(), lr=1e-3)
     rng = torch.Generator().manual_seed(0)
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
-        generator.private_loss(*batch, rng).mean().backward()
+        trained.private_loss(*batch, rng).mean().backward()
         optimiser.step()
 
     return step
 
 
 def _synthward(
-    generator: Generator, batch: tuple[torch.Tensor, torch.Tensor], per_patient: int
+    trained: Trained, batch: tuple[Tensor, Tensor], per_patient: int, noise: NoiseKind
 ) -> Step:
-    engine = PatientGradients(generator.private_module)
+    engine = PatientGradients(trained.private_module)
     patients = len(batch[0]) // per_patient
     optimiser = PatientOptimiser(
-        torch.optim.Adam(generator.private_module.parameters(), lr=1e-3),
+        torch.optim.Adam(trained.private_module.parameters(), lr=1e-3),
         noise_multiplier=1.0,
         clip=1.0,
         denominator=patients,
-        noise=SimulationNoise(0),
+        noise=noise_source(noise, 0),
     )
     rng = torch.Generator().manual_seed(0)
     rows = Rows((per_patient,) * patients)
 
     def step() -> None:
-        part = engine.clipped_sum(lambda: generator.private_loss(*batch, rng), rows, 1.0)
+        part = engine.clipped_sum(lambda: trained.private_loss(*batch, rng), rows, 1.0)
         optimiser.private_step(part.gradients, {})
 
     return step
 
 
-def _opacus(generator: Generator, batch: tuple[torch.Tensor, torch.Tensor]) -> Step:
-    GradSampleModule(generator.private_module, loss_reduction="sum")
-    parameters = list(generator.private_module.parameters())
+def _opacus(trained: Trained, batch: tuple[Tensor, Tensor]) -> Step:
+    GradSampleModule(trained.private_module, loss_reduction="sum")
     optimiser = DPOptimizer(
-        torch.optim.Adam(parameters, lr=1e-3),
+        torch.optim.Adam(list(trained.private_module.parameters()), lr=1e-3),
         noise_multiplier=1.0,
         max_grad_norm=1.0,
         expected_batch_size=len(batch[0]),
@@ -74,7 +142,7 @@ def _opacus(generator: Generator, batch: tuple[torch.Tensor, torch.Tensor]) -> S
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
-        generator.private_loss(*batch, rng).sum().backward()
+        trained.private_loss(*batch, rng).sum().backward()
         optimiser.step()
 
     return step
@@ -83,57 +151,102 @@ def _opacus(generator: Generator, batch: tuple[torch.Tensor, torch.Tensor]) -> S
 def _medians(steps: dict[str, Step], repeats: int) -> dict[str, float]:
     """Median seconds of each step, the steps taken in turn so that load falls on all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats + 2):
         for name, step in steps.items():
             began = time.perf_counter()
             step()
-            if repeat:  # the first is warm-up
+            if repeat > 1:  # the first are warm-up
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _row(family: Family, size: int, batch: int, repeats: int) -> str:
-    plan = GeneratorPlan(family=family, size=size)
-    images = torch.rand(batch, 1, size, size)
-    labels = torch.randint(2, (batch,))
-    fresh = [build_generator(plan, 0) for _ in range(4)]
-    times = _medians(
-        {
-            "plain": _plain(fresh[0], (images, labels)),
-            "image": _synthward(fresh[1], (images, labels), 1),
-            "patient": _synthward(fresh[2], (images, labels), 4),
-            "opacus": _opacus(fresh[3], (images, labels)),
-        },
-        repeats,
-    )
-    count = sum(p.numel() for p in fresh[0].private_module.parameters())
-    ratios = [times[name] / times["plain"] for name in ("image", "patient", "opacus")]
-    return (
-        f"| {family} | {size} px | {count / 1e3:.0f}k | {batch / times['plain']:.0f} "
-        f"| {ratios[0]:.2f} | {ratios[1]:.2f} | {ratios[2]:.2f} |"
-    )
+def _peak(case: Case, kind: str, threads: int) -> float:
+    """How far five steps raise the memory of a fresh process, in MB."""
+    arguments = ["--only", case.family, str(case.size), kind]
+    sizes = ["--batch", str(case.batch), "--threads", str(threads)]
+    command = [sys.executable, __file__, *arguments, *sizes]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(answer.stdout)
+
+
+def _print_peak(case: Case, kind: str) -> None:
+    """What :func:`_peak` asks for."""
+    step = make_step(case, kind)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    for _ in range(5):
+        step()
+    print((_status("VmHWM") - before) / 1024)
+
+
+def _status(field: str) -> int:
+    """A size of this process, in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _row(case: Case, repeats: int, threads: int) -> str:
+    """A row of the table."""
+    kinds = KINDS if case.family == "vae" else KINDS[:5]
+    times = _medians({kind: make_step(case, kind) for kind in kinds}, repeats)
+    memory = {kind: _peak(case, kind, threads) for kind in ("plain", "image", "patient")}
+    ratios = [times[k] / times["plain"] for k in ("image", "patient", "secure")]
+    peaks = [memory[k] / memory["plain"] for k in ("image", "patient")]
+    rates = {kind: case.batch / seconds for kind, seconds in times.items()}
+    cells = [
+        case.family,
+        f"{case.size} px",
+        f"{parameters(case.network(False)) / 1e3:.0f}k",
+        f"{rates['plain']:.0f}",
+        *(f"{ratio:.2f}" for ratio in ratios),
+        " / ".join(f"{peak:.2f}" for peak in peaks),
+        f"{rates['image']:.0f} / {rates['patient']:.0f}",
+        f"{rates['opacus']:.0f}",
+    ]
+    if "strided opacus" in rates:
+        usual = parameters(case.network(True)) / 1e3
+        cells += [
+            f"{rates['strided opacus']:.0f} ({usual:.0f}k; {rates['strided']:.0f} without DP)",
+            f"{rates['image'] / rates['strided opacus']:.1f}",
+        ]
+    else:
+        cells += ["", ""]
+    return "| " + " | ".join(cells) + " |"
+
+
+HEADINGS = (
+    "network", "size", "parameters", "non-private images/s", "DP, 1 image a patient",
+    "DP, 4 images a patient", "DP, secure noise", "peak memory, 1 / 4 images",
+    "private images/s, 1 / 4 images", "Opacus hooks, images/s",
+    "Opacus hooks on the strided VAE, images/s", "factor",
+)  # fmt: skip
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=256, help="images a step")
     parser.add_argument("--repeats", type=int, default=7, help="measured steps of each kind")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--quality", type=int, default=0, help="compare VAEs after this many steps")
+    parser.add_argument("--only", nargs=3, help="family, size and kind whose peak memory to print")
     options = parser.parse_args()
+    warnings.filterwarnings("ignore", message="Full backward hook is firing")
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
+    if options.only:
+        family, size, kind = options.only
+        _print_peak(Case(family, int(size), options.batch), kind)
+        return
     print(f"batch {options.batch}, {options.threads} threads, torch {torch.__version__}")
-    print("time of a step over the time of the same step without DP\n")
-    print(
-        "| network | size | parameters | non-private images/s | DP, 1 image a patient "
-        "| DP, 4 images a patient | Opacus hooks, per image |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    families: tuple[Family, ...] = ("vae", "gan")
-    for family in families:
+    print("DP: time of a step, or peak memory, over the same step without DP\n")
+    print("| " + " | ".join(HEADINGS) + " |\n" + "|---" * len(HEADINGS) + "|")
+    for family in get_args(Family):
         for size in (32, 64):
-            print(_row(family, size, options.batch, options.repeats), flush=True)
+            print(_row(Case(family, size, options.batch), options.repeats, options.threads))
+            sys.stdout.flush()
+    if options.quality:
+        print(compare_quality(options.quality))
 
 
 if __name__ == "__main__":

@@ -56,12 +56,18 @@ class PatientOptimiser(DPOptimizerFastGradientClipping):  # type: ignore[misc]
         """
         self.zero_grad(set_to_none=True)
         for parameter in self.params:
-            parameter.grad = clipped.get(parameter, torch.zeros_like(parameter))
+            total = clipped.get(parameter)
+            parameter.grad = torch.zeros_like(parameter) if total is None else total
         self.pre_step()
         for parameter, gradient in public.items():
             if parameter.grad is not None:
                 parameter.grad = parameter.grad + gradient
         self.original_optimizer.step()
+
+    def accumulate(self) -> None:
+        """Take the sums as they come: they are complete, and nothing below changes them."""
+        for parameter in self.params:
+            parameter.summed_grad = parameter.grad
 
     def add_noise(self) -> None:
         """Add N(0, (sigma C)^2) to every coordinate, drawn from the noise source."""
@@ -69,7 +75,8 @@ class PatientOptimiser(DPOptimizerFastGradientClipping):  # type: ignore[misc]
             total = parameter.summed_grad
             if self.noise_multiplier > 0:
                 scale = self.noise_multiplier * self.max_grad_norm
-                total = total + scale * self._noise.gaussian(tuple(total.shape)).to(total.device)
+                noise = self._noise.gaussian(tuple(total.shape)).to(total.device)
+                total = torch.add(total, noise, alpha=scale)
             parameter.grad = total
 
     def scale_grad(self) -> None:
