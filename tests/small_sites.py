@@ -10,8 +10,24 @@ from synth_client.site import Site
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import FederationPlan, GeneratorPlan, Plan, PrivacyPlan, TrainingPlan
 from synth_common.privacy.ledger import Budget, Decision, Ledger
+from synth_common.randomness import SimulationNoise, numpy_stream
 
 OPERATOR = Decision("operator", "test")
+
+
+class SteadyNoise(SimulationNoise):
+    """Call i gives the same first values however many are asked for, then and before.
+
+    So a patient more does not move what the others draw: the coupling of the proof, fixed.
+    """
+
+    def __init__(self, root: int) -> None:
+        super().__init__(root)
+        self._root, self._calls = root, 0
+
+    def uniform(self, n: int) -> np.ndarray:
+        self._calls += 1
+        return numpy_stream(self._root, "call", self._calls).random(n)
 
 
 def blobs(n: int, seed: int = 0, size: int = 28, per_patient: int = 2) -> ImageSet:

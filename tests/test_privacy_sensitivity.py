@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from small_sites import blobs, small_plan
+from small_sites import SteadyNoise, blobs, small_plan
 from torch import nn
 from torch.nn import functional as F
 
@@ -69,7 +69,7 @@ def _steps(family: str, data: ImageSet) -> tuple[list[torch.Tensor], dict[str, t
 
         patch.setattr(PatientOptimiser, "private_step", watched)
         mechanism = Mechanism(0.0, 1.0, CLIP, 3, DENOMINATOR)
-        trainer = PrivateTrainer(generator, data, mechanism, plan.training, SimulationNoise(0))
+        trainer = PrivateTrainer(generator, data, mechanism, plan.training, SteadyNoise(0))
         trainer.run(Steps(0, STEPS, 1), {})
     return seen, generator.shared_state()
 

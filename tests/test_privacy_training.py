@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from small_sites import blobs, small_plan
+from small_sites import SteadyNoise, blobs, small_plan
 
 from synth_common.generators import build_generator
+from synth_common.privacy.augmentation import augmented
 from synth_common.privacy.optimiser import PatientOptimiser
 from synth_common.privacy.sampling import PatientSampler, physical_batches
 from synth_common.privacy.training import Mechanism, PrivateTrainer, Steps
@@ -211,10 +212,50 @@ def test_two_rounds_with_kept_moments_equal_one_long_round(family):
     assert any(name.startswith("public.") for name in first.kept) == (family == "gan")
     again, fresh = _trainer(family, SimulationNoise(0), noise_multiplier=0.0, sample_rate=1.0)
     again.load_shared_state(generator.shared_state())
+    trainer._noise, fresh._noise = SteadyNoise(1), SteadyNoise(1)
     trainer.run(Steps(4, 2, 2), first.kept)
     fresh.run(Steps(4, 2, 2), first.kept)
     for name, value in generator.shared_state().items():
         assert torch.allclose(value, again.shared_state()[name], atol=1e-6), name
+
+
+def test_augmented_rows_move_alone_and_with_their_masks():
+    images = torch.arange(6 * 2 * 8 * 8, dtype=torch.float32).view(6, 2, 8, 8)
+    rng = torch.Generator().manual_seed(1)
+    moved = augmented(images, 2, True, rng)
+    corners = {(float(m[0, 3, 3]), float(m[0, 3, 4])) for m in moved}
+    assert len(corners) == 6  # every row had moves of its own
+    for before, after in zip(images, moved, strict=True):
+        assert torch.equal(after[1] - after[0], torch.full((8, 8), 64.0))  # channels together
+        assert set(after.flatten().tolist()) <= set(before.flatten().tolist())
+    assert torch.equal(augmented(images, 0, False, rng), images)
+    again = augmented(images[:3], 2, False, torch.Generator().manual_seed(1))
+    other = augmented(
+        torch.cat([images[:2], -images[2:3]]), 2, False, torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(again[:2], other[:2])
+
+
+def test_every_shift_is_drawn_and_none_beyond():
+    image = torch.zeros(400, 1, 9, 9)
+    image[:, 0, 4, 4] = 1.0
+    moved = augmented(image, 2, False, torch.Generator().manual_seed(0))
+    places = {tuple(spot) for spot in (moved[:, 0] == 1.0).nonzero()[:, 1:].tolist()}
+    assert places == {(y, x) for y in range(2, 7) for x in range(2, 7)}
+
+
+def test_the_private_randomness_follows_the_secret_source_not_the_sites_seed():
+    """Who knows a site's seed must not know what each patient's image was mixed with."""
+
+    def stream(noise, seed):
+        generator, trainer = _trainer("vae", noise, noise_multiplier=0.0, sample_rate=1.0)
+        trainer.run(Steps(0, 2, seed), {})
+        return torch.cat([p.flatten() for p in generator.private_module.parameters()])
+
+    known = stream(SimulationNoise(3), 1)
+    assert torch.equal(known, stream(SimulationNoise(3), 2))
+    assert not torch.equal(known, stream(SimulationNoise(4), 1))
+    assert not torch.equal(known, stream(SecureNoise(), 1))
 
 
 def test_several_draws_of_an_image_are_averaged_before_the_clip():

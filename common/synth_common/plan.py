@@ -82,6 +82,8 @@ class TrainingPlan(StrictModel):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     ema_decay: Share = 0.99
     draws_per_image: Annotated[int, Field(ge=1, le=64)] = 1
+    augment_shift: Annotated[int, Field(ge=0, le=16)] = 0
+    augment_flip: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property

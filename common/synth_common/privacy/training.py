@@ -18,6 +18,7 @@ from synth_common.generators import Generator
 from synth_common.generators.optimiser_state import pack_adam, unpack_adam
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import TrainingPlan
+from synth_common.privacy.augmentation import augmented
 from synth_common.privacy.gradients import ClippedSum, PatientGradients, Rows, sum_gradients
 from synth_common.privacy.optimiser import PatientOptimiser
 from synth_common.privacy.sampling import Draw, PatientSampler, physical_batches
@@ -49,7 +50,7 @@ class Mechanism:
 class Steps:
     """Which of the run's steps to take: ``first`` (0-based) and how many.
 
-    ``seed`` feeds the reproducible randomness of the round (reparameterisation, fakes).
+    ``seed`` feeds the reproducible randomness of the round's public part (fakes).
     """
 
     first: int
@@ -114,7 +115,7 @@ class PrivateTrainer:
         self._generator = generator.to(self._device).train()
         self._images = image_tensor(data, generator.plan.with_mask)
         self._labels = torch.from_numpy(data.labels)
-        self._mechanism, self._training = mechanism, training
+        self._mechanism, self._training, self._noise = mechanism, training, noise
         self._sampler = PatientSampler(
             data.units(), mechanism.sample_rate, mechanism.max_images, noise
         )
@@ -149,8 +150,8 @@ class PrivateTrainer:
         with torch.random.fork_rng():  # dropout draws on the global generator
             for step in range(steps.first, steps.first + steps.count):
                 self._set_rate(step)
-                clipped = self._private_gradient(_stream(steps, step, "private"), losses, norms)
-                rng = _stream(steps, step, "public")
+                clipped = self._private_gradient(self._secret_stream(), losses, norms)
+                rng = _public_stream(steps, step)
                 self._optimiser.private_step(clipped, self._public_gradient(rng))
                 self._generator.public_step(step, rng)
         clip = self._mechanism.clip_norm
@@ -162,6 +163,15 @@ class PrivateTrainer:
                 **_prefixed(self._generator.kept_state(), _PUBLIC),
             },
         )
+
+    def _secret_stream(self) -> torch.Generator:
+        """Randomness of the private part of one step (reparameterisation, augmentation, dropout).
+
+        Rows take it in turn, so a patient more shifts what the others get. That is harmless
+        as long as nobody else knows the numbers: all of them are drawn alike. So the seed
+        comes from where the noise comes from.
+        """
+        return _seeded(int(self._noise.uniform(1)[0] * 2.0**53))
 
     def _private_gradient(
         self, rng: torch.Generator, losses: list[Tensor], norms: list[Tensor]
@@ -185,6 +195,7 @@ class PrivateTrainer:
         rows = torch.from_numpy(batch.images).repeat_interleave(draws)
         images = self._images[rows].to(self._device)
         labels = self._labels[rows].to(self._device)
+        images = augmented(images, self._training.augment_shift, self._training.augment_flip, rng)
         return self._engine.clipped_sum(
             lambda: self._generator.private_loss(images, labels, rng),
             Rows(tuple(c * draws for c in batch.counts)),
@@ -207,13 +218,13 @@ class PrivateTrainer:
             group["lr"] = self._rate * self._training.rate_factor(step)
 
 
-def _stream(steps: Steps, step: int, part: str) -> torch.Generator:
-    """The reproducible randomness of one part of one step; also seeds dropout.
+def _public_stream(steps: Steps, step: int) -> torch.Generator:
+    """The reproducible randomness of the public part of one step; also seeds dropout."""
+    return _seeded(derive_seed(steps.seed, step, "public"))
 
-    The private and the public part have streams of their own, so that how many patients
-    were drawn does not show in the fakes that follow.
-    """
-    seed = derive_seed(steps.seed, step, part)
+
+def _seeded(seed: int) -> torch.Generator:
+    """A generator, and dropout's, which is the global one."""
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
 
