@@ -57,7 +57,9 @@ def small_plan(family: str = "vae", **privacy: object) -> Plan:
     )  # fmt: skip
 
 
-def small_site(directory: Path, name: str = "north", seed: int = 0, budget: float = 8.0) -> Site:
+def small_site(
+    directory: Path, name: str = "north", seed: int = 0, budget: float = 8.0, unit: str = "patient"
+) -> Site:
     """Forty patients, declared as forty."""
     site = Site(
         name=name,
@@ -70,7 +72,7 @@ def small_site(directory: Path, name: str = "north", seed: int = 0, budget: floa
     )
     Ledger.create(site.ledger_path, name)
     with Ledger.hold(site.ledger_path) as ledger:
-        ledger.set_budget(Budget(budget, 1e-5), OPERATOR)
+        ledger.set_budget(Budget(budget, 1e-5, unit=unit), OPERATOR)
     return site
 
 

@@ -50,7 +50,7 @@ def test_the_account_says_what_was_spent_on_what_and_what_remains(tmp_path, run)
     site, plan = _trained(tmp_path)
     with Ledger.hold(site.ledger_path) as ledger:
         uses = ledger.history()
-        ledger.reserve(RoundKey("first", 3, "lost"), uses[:1])
+        ledger.reserve(RoundKey("first", 3, "lost"), uses[:1], "patient")
         spent = epsilon(ledger.history(), 1e-5, "prv")
     code, out, _ = run("budget", "--site", "north")
     assert code == 0
@@ -58,7 +58,7 @@ def test_the_account_says_what_was_spent_on_what_and_what_remains(tmp_path, run)
     assert f"remains    epsilon {8 - spent:.4f}" in out
     assert "first: 2 rounds, 1 interrupted and spent" in out
     assert f"training: 15 x noise {uses[0].noise_multiplier:.4f}, sample rate 0.25" in out
-    assert "epsilon 8 at delta 1e-05 (prv)" in out
+    assert "epsilon 8 per patient at delta 1e-05 (prv)" in out
     assert "by operator: test" in out
     assert plan.digest()[:16] in out
     _, text, _ = run("budget", "--site", "north", "--json")
@@ -92,8 +92,8 @@ def test_only_the_operator_sets_the_budget_and_gives_a_reason(tmp_path, run):
     options = ("--set", "12", "--reason", "vote 12", "--operator", "bob")
     code, out, _ = run("budget", "--site", "north", *options)
     assert code == 0
-    assert "epsilon 8 at" in out  # what held before stays readable
-    assert "epsilon 12 at" in out
+    assert "epsilon 8 per patient at" in out  # what held before stays readable
+    assert "epsilon 12 per patient at" in out
     assert "by bob: vote 12" in out
 
 

@@ -29,7 +29,7 @@ from synth_common.generators import build_generator
 from synth_common.plan import ReleasePlan
 from synth_common.privacy import egress
 from synth_common.privacy.accounting import Use, epsilon
-from synth_common.privacy.ledger import Budget, Ledger
+from synth_common.privacy.ledger import Budget, Ledger, RoundKey
 from synth_common.privacy.optimiser import PatientOptimiser
 from synth_common.privacy.training import Mechanism
 
@@ -221,7 +221,7 @@ def test_no_message_changes_the_noise(tmp_path):
 
 
 def test_a_unit_of_image_ignores_patient_ids(tmp_path, monkeypatch):
-    plan, site = small_plan(unit="image"), small_site(tmp_path)
+    plan, site = small_plan(unit="image"), small_site(tmp_path, unit="image")
     units = []
     trainer = rounds.PrivateTrainer
 
@@ -232,6 +232,41 @@ def test_a_unit_of_image_ignores_patient_ids(tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "PrivateTrainer", spy)
     _train(site, plan, _request(plan))
     assert units == [len(site.train)]
+
+
+def test_a_budget_per_patient_takes_no_use_that_hides_images_only(tmp_path):
+    plan, site = small_plan(unit="image"), small_site(tmp_path)
+    with pytest.raises(PrivacyError, match="stated per patient"):
+        _train(site, plan, _request(plan))
+    with Ledger.hold(site.ledger_path) as ledger:
+        with pytest.raises(BudgetError, match="stated per patient"):
+            ledger.reserve(RoundKey("run", 1, "aa"), [Use(2.0, 0.1, 5)], "image")
+        ledger.set_budget(Budget(8.0, 1e-5, unit="image"), OPERATOR)
+    _train(site, plan, _request(plan))
+    stronger = small_plan()  # what hides a patient hides an image, too
+    _train(site, stronger, _request(stronger, run_id="other"))
+    with (
+        Ledger.hold(site.ledger_path) as ledger,
+        pytest.raises(ConfigError, match="what a patient lost is unknown"),
+    ):
+        ledger.set_budget(Budget(8.0, 1e-5), OPERATOR)
+
+
+def test_another_request_does_not_take_the_place_of_a_committed_reply(tmp_path, monkeypatch):
+    plan, site = small_plan(), small_site(tmp_path)
+    first = _train(site, plan, _request(plan))
+    other = build_generator(plan.generator, 1).shared_state()
+
+    def die(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "commit", die)
+        with pytest.raises(KeyboardInterrupt):
+            _train(site, plan, _request(plan, state=other))
+    again = _train(site, plan, _request(plan))
+    assert all(torch.equal(first.tensors[k], again.tensors[k]) for k in first.tensors)
+    assert _spent(site) == 10
 
 
 @pytest.mark.parametrize("run_id", ["../../escape", "a/b", "*", "", "x" * 65])

@@ -41,11 +41,11 @@ def key(number: int = 1, request: str = "aa") -> RoundKey:
 
 def test_a_reservation_without_commit_stays_spent(path):
     with Ledger.hold(path) as ledger:
-        ledger.reserve(key(1), [USE])
+        ledger.reserve(key(1), [USE], "patient")
     with Ledger.hold(path) as ledger:
         assert ledger.history() == [USE]
         assert ledger.committed(key(1)) is None
-        done = ledger.reserve(key(1), [USE])
+        done = ledger.reserve(key(1), [USE], "patient")
         assert done.attempt == 2
         ledger.commit(done, "bb")
         assert ledger.history() == [USE, USE]
@@ -58,7 +58,7 @@ def test_a_reservation_without_commit_stays_spent(path):
 def test_several_mechanisms_of_one_round_are_one_reservation(path):
     once = Use(5.0, 1.0, 1, "label histogram")
     with Ledger.hold(path) as ledger:
-        assert ledger.reserve(key(), [USE, once]).uses == (USE, once)
+        assert ledger.reserve(key(), [USE, once], "patient").uses == (USE, once)
     with Ledger.read(path) as ledger:
         assert ledger.history() == [USE, once]
         (kept,) = ledger.reservations()
@@ -67,11 +67,11 @@ def test_several_mechanisms_of_one_round_are_one_reservation(path):
 
 def test_the_budget_covers_all_runs_and_a_refusal_writes_nothing(path):
     with Ledger.hold(path) as ledger:
-        ledger.reserve(RoundKey("first run", 1, "aa"), [USE])
+        ledger.reserve(RoundKey("first run", 1, "aa"), [USE], "patient")
         ledger.set_budget(Budget(epsilon([USE, USE], 1e-5, "prv") * 0.999, 1e-5), WHY)
         before = len(ledger.entries)
         with pytest.raises(BudgetError, match=r"budget_epsilon = .* is spent and round 2"):
-            ledger.reserve(RoundKey("second run", 2, "bb"), [USE])
+            ledger.reserve(RoundKey("second run", 2, "bb"), [USE], "patient")
         assert len(ledger.entries) == before
         assert ledger.history("second run") == []
 
@@ -99,7 +99,7 @@ def test_without_a_budget_nothing_can_be_reserved(tmp_path):
     with Ledger.hold(file) as ledger:
         assert ledger.data_set == "chests"
         with pytest.raises(BudgetError, match="no budget was set for data set 'chests'"):
-            ledger.reserve(key(), [USE])
+            ledger.reserve(key(), [USE], "patient")
 
 
 def test_plans_are_approved_and_revoked(path):
@@ -115,9 +115,9 @@ def test_plans_are_approved_and_revoked(path):
 def test_no_noise_never_fits_a_finite_budget(path):
     with Ledger.hold(path) as ledger:
         with pytest.raises(BudgetError):
-            ledger.reserve(key(), [Use(0.0, 0.1, 1)])
+            ledger.reserve(key(), [Use(0.0, 0.1, 1)], "patient")
         ledger.set_budget(Budget(math.inf, 1e-5), WHY)
-        ledger.reserve(key(), [Use(0.0, 0.1, 1)])
+        ledger.reserve(key(), [Use(0.0, 0.1, 1)], "patient")
     with Ledger.read(path) as ledger:
         assert ledger.budget.epsilon == math.inf
 
@@ -141,7 +141,7 @@ def test_no_noise_never_fits_a_finite_budget(path):
 def test_the_first_altered_entry_is_named(path, damage, entry):
     with Ledger.hold(path) as ledger:
         for number in (1, 2, 3):
-            ledger.reserve(key(number), [USE])
+            ledger.reserve(key(number), [USE], "patient")
     connection = sqlite3.connect(path, isolation_level=None)
     with pytest.raises(sqlite3.IntegrityError, match="append-only"):
         connection.execute(damage.split(";")[0])
@@ -170,7 +170,7 @@ def test_a_ledger_has_one_writer_and_a_dead_one_lets_go(path):
         with Ledger.read(path) as ledger:  # looking is always possible
             assert len(ledger.entries) == 2
             with pytest.raises(LedgerError, match="reading only"):
-                ledger.reserve(key(), [USE])
+                ledger.reserve(key(), [USE], "patient")
     finally:
         process.kill()
         process.join()
@@ -184,7 +184,7 @@ def test_a_writer_that_ignores_the_lock_is_noticed(path):
         connection.execute("INSERT INTO entries VALUES (3, '{}', 'x')")
         connection.close()
         with pytest.raises(LedgerError, match="entry 3 was written by somebody else"):
-            ledger.reserve(key(), [USE])
+            ledger.reserve(key(), [USE], "patient")
 
 
 def test_files_that_are_no_ledger_are_refused(tmp_path):
@@ -208,10 +208,10 @@ def test_files_that_are_no_ledger_are_refused(tmp_path):
 
 def test_an_older_copy_or_a_lost_anchor_is_refused(path):
     with Ledger.hold(path) as ledger:
-        ledger.reserve(key(1), [USE])
+        ledger.reserve(key(1), [USE], "patient")
     older = path.read_bytes()
     with Ledger.hold(path) as ledger:
-        ledger.reserve(key(2), [USE])
+        ledger.reserve(key(2), [USE], "patient")
     newer = path.read_bytes()
     path.write_bytes(older)
     with pytest.raises(LedgerError, match="entry 4 was written once"), Ledger.hold(path):
@@ -231,7 +231,7 @@ def test_a_copy_rolled_back_with_its_anchor_is_noticed_by_what_others_saw(path, 
     backup = tmp_path / "backup"
     shutil.copytree(path.parent, backup, ignore=shutil.ignore_patterns("backup"))
     with Ledger.hold(path) as ledger:
-        seen_before, _ = ledger.head, ledger.reserve(key(1), [USE])
+        seen_before, _ = ledger.head, ledger.reserve(key(1), [USE], "patient")
         seen = ledger.head
         ledger.require(seen_before)
         ledger.require(seen)
@@ -248,10 +248,10 @@ def test_a_crash_between_entry_and_anchor_loses_nothing(path, monkeypatch):
         raise KeyboardInterrupt
 
     with Ledger.hold(path) as ledger:
-        ledger.reserve(key(1), [USE])
+        ledger.reserve(key(1), [USE], "patient")
         monkeypatch.setattr("synth_common.privacy.chain._write_anchor", die)
         with pytest.raises(KeyboardInterrupt):
-            ledger.reserve(key(2), [USE])
+            ledger.reserve(key(2), [USE], "patient")
     with Ledger.hold(path) as ledger:
         assert ledger.history() == [USE, USE]
 

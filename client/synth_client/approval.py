@@ -31,7 +31,7 @@ def approve(site: Site, plan: Plan, decision: Decision) -> None:
         LedgerError, LedgerHeldError, StorageError: As :meth:`Ledger.hold`.
     """
     with Ledger.hold(site.ledger_path) as ledger:
-        require_keepable(site, plan, ledger.budget.delta)
+        require_keepable(site, plan, ledger.budget)
         if plan.digest() not in ledger.approved():
             ledger.approve(plan.digest(), plan.to_json(), decision)
 
@@ -53,17 +53,22 @@ def revoke(path: Path, beginning: str, decision: Decision) -> str:
     return found[0]
 
 
-def require_keepable(site: Site, plan: Plan, budget_delta: float) -> None:
+def require_keepable(site: Site, plan: Plan, budget: Budget) -> None:
     """Refuse a plan whose promise this site could not keep.
 
     Raises:
         PrivacyError: Names the setting.
     """
     terms = plan.privacy
-    if terms.delta > budget_delta:
+    if terms.delta > budget.delta:
         raise PrivacyError(
-            f"privacy.delta = {terms.delta:g} is above the {budget_delta:g} that the budget of "
+            f"privacy.delta = {terms.delta:g} is above the {budget.delta:g} that the budget of "
             f"site {site.name} is stated at"
+        )
+    if terms.unit == "image" and budget.unit == "patient":
+        raise PrivacyError(
+            f"privacy.unit = 'image', but the budget of site {site.name} is stated per patient: a "
+            "patient with several images would lose more than is charged"
         )
     if terms.noise == "simulation" and not site.simulated:
         raise PrivacyError(

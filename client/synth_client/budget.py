@@ -213,7 +213,8 @@ def _budget_line(item: BudgetSet) -> str:
     """One lifetime budget, for reading."""
     budget, why = item.budget, item.decision
     return (
-        f"budget     epsilon {budget.epsilon:g} at delta {budget.delta:g} ({budget.accountant}), "
+        f"budget     epsilon {budget.epsilon:g} per {budget.unit} at delta {budget.delta:g} "
+        f"({budget.accountant}), "
         f"set {item.time[:10]} by {why.operator}: {why.reason}"
     )
 

@@ -6,6 +6,7 @@ import getpass
 import json
 import sys
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,13 @@ OperatorOption = Annotated[
 _HOME = Path.home() / "synthward"
 
 
+class UnitName(StrEnum):
+    """Units a budget can be stated for."""
+
+    patient = "patient"
+    image = "image"
+
+
 @app.command()
 def budget(
     site: SiteOption,
@@ -51,6 +59,9 @@ def budget(
         typer.Option("--set", metavar="EPSILON", help="Set the lifetime budget; needs --reason."),
     ] = None,
     delta: Annotated[float, typer.Option(help="Delta that the new budget is stated at.")] = 1e-5,
+    unit: Annotated[
+        UnitName, typer.Option(help="Whose presence the new budget is about.")
+    ] = UnitName.patient,
     reason: ReasonOption = "",
     operator: OperatorOption = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
@@ -70,7 +81,7 @@ def budget(
     if set_ is not None:
         decision = Decision(operator or getpass.getuser(), reason)
         with Ledger.hold(directory / "ledger.sqlite") as ledger:
-            ledger.set_budget(Budget(set_, delta), decision)
+            ledger.set_budget(Budget(set_, delta, unit=unit.value), decision)
     account = statement(directory)
     if as_json:
         typer.echo(json.dumps(_plain(asdict(account)), indent=2))

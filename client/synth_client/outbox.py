@@ -15,11 +15,16 @@ from synth_common.privacy.egress import Outgoing, state_digest
 from synth_common.privacy.ledger import Commit, RoundKey
 
 _STATE, _STATISTIC = "state.", "statistic."
+_DIGITS = 6
 
 
 @dataclass(frozen=True)
 class Outbox:
-    """The kept files of one site. A round's older files go when a newer one is kept."""
+    """The kept files of one site. Files of earlier rounds go when a later one is kept.
+
+    A reply's name tells the request, so that another request for the same round cannot take
+    the place of a reply that was committed.
+    """
 
     site: Site
 
@@ -37,7 +42,7 @@ class Outbox:
                 save_file(dict(kept), partial)
                 partial.replace(path)
                 for old in path.parent.glob(f"{key.run_id}-*.safetensors"):
-                    if int(old.stem.rsplit("-", 1)[1]) < key.round - 1:
+                    if int(old.stem.removeprefix(f"{key.run_id}-")[:_DIGITS]) < key.round - 1:
                         old.unlink()
             except OSError as err:
                 raise StorageError(f"cannot write {path}: {err.strerror}") from err
@@ -67,10 +72,12 @@ class Outbox:
         return load_file(path) if path.is_file() else {}
 
     def _reply(self, key: RoundKey) -> Path:
-        return self.site.outbox / f"{key.run_id}-{key.round:04d}.safetensors"
+        name = f"{key.run_id}-{key.round:0{_DIGITS}d}-{key.request[:16]}.safetensors"
+        return self.site.outbox / name
 
     def _moments(self, key: RoundKey) -> Path:
-        return self.site.directory / "kept" / f"{key.run_id}-{key.round:04d}.safetensors"
+        name = f"{key.run_id}-{key.round:0{_DIGITS}d}.safetensors"
+        return self.site.directory / "kept" / name
 
 
 def _packed(reply: Outgoing) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from synth_common.images.imageset import ImageSet
 from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.egress import Outgoing, Value, release, state_digest
-from synth_common.privacy.ledger import Ledger, Reservation, RoundKey
+from synth_common.privacy.ledger import Budget, Ledger, Reservation, RoundKey
 from synth_common.privacy.statistics import label_histogram
 from synth_common.privacy.training import LocalResult, Mechanism, PrivateTrainer, Steps
 from synth_common.randomness import NoiseSource, derive_seed, noise_source
@@ -72,7 +72,7 @@ def train_round(site: Site, request: RoundRequest) -> Outgoing:
         if request.anchor is not None:
             ledger.require(request.anchor)
         require_approved(ledger, plan)
-        _check(site, request, ledger.budget.delta)
+        _check(site, request, ledger.budget)
         generator = build_generator(plan.generator, seed=0)
         generator.load_shared_state(request.state)
         key = RoundKey(request.run_id, request.round, state_digest(request.state))
@@ -81,7 +81,7 @@ def train_round(site: Site, request: RoundRequest) -> Outgoing:
             made = outbox.reply(key, done)
             return _released(made, request, _values(ledger, plan, site))
         uses = planned_uses(ledger, site, plan, request.run_id)
-        reservation = ledger.reserve(key, uses)
+        reservation = ledger.reserve(key, uses, plan.privacy.unit)
         made, result = _use(site, request, generator, reservation)
         reply = outbox.keep(key, made, result.kept)
         ledger.commit(reservation, reply)
@@ -90,14 +90,14 @@ def train_round(site: Site, request: RoundRequest) -> Outgoing:
     return _released(made, request, values)
 
 
-def _check(site: Site, request: RoundRequest, budget_delta: float) -> None:
+def _check(site: Site, request: RoundRequest, budget: Budget) -> None:
     """Refuse a request that cannot be met truthfully; nothing is charged for it."""
     if not _RUN_ID.fullmatch(request.run_id):  # it becomes part of a file name
         raise PrivacyError(f"run id {request.run_id[:80]!r} is not 1 to 64 letters, digits, - or _")
     rounds = request.plan.training.rounds
     if not 1 <= request.round <= rounds:
         raise PrivacyError(f"round {request.round} is outside the plan's {rounds}")
-    require_keepable(site, request.plan, budget_delta)
+    require_keepable(site, request.plan, budget)
     broken = [n for n, t in request.state.items() if not bool(torch.isfinite(t).all())]
     if broken:
         raise CheckpointError(f"tensor {broken[0]} of the request is not finite")

@@ -55,7 +55,7 @@ def main() -> None:
             for number in range(options.rounds):
                 key = RoundKey("run", number + 1, "a" * 64)
                 began = time.perf_counter()
-                reservation = ledger.reserve(key, [_NOISELESS])
+                reservation = ledger.reserve(key, [_NOISELESS], "patient")
                 reserving.append(time.perf_counter() - began)
                 _timed(lambda r=reservation: ledger.commit(r, "b" * 64), committing)
                 _timed(lambda: _append(Path(folder) / "plain"), plain)

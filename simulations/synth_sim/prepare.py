@@ -143,7 +143,7 @@ def _prepare_site(scenario: Scenario, share: SiteShare, images: ImageSet, out: P
 def _play_operator(site: Site, scenario: Scenario, budget_epsilon: float) -> None:
     """Decide what a hospital's operator would: set the budget, approve the plan."""
     terms = scenario.privacy
-    budget = Budget(budget_epsilon, terms.delta, terms.accountant)
+    budget = Budget(budget_epsilon, terms.delta, terms.accountant, terms.unit)
     decision = Decision("synth-sim", f"simulated site of scenario {scenario.name}")
     accept(site.ledger_path, budget, scenario.plan, decision)
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from synth_common.errors import BudgetError, ConfigError, LedgerError
-from synth_common.plan import Accountant
+from synth_common.plan import Accountant, Unit
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.chain import Chain, Entry
 
@@ -47,6 +47,7 @@ class Reservation:
         key: What for.
         attempt: 1 for the first time this round was begun, 2 for the second, and so on.
         uses: Every mechanism that will run.
+        unit: Whose presence they hide.
         time: UTC, ISO 8601.
         hash: The entry's hash.
     """
@@ -55,6 +56,7 @@ class Reservation:
     key: RoundKey
     attempt: int
     uses: tuple[Use, ...]
+    unit: Unit
     time: str
     hash: str
 
@@ -71,11 +73,16 @@ class Commit:
 
 @dataclass(frozen=True)
 class Budget:
-    """The most a data set may ever cost: (epsilon, delta) by the given accountant."""
+    """The most a data set may ever cost one unit: (epsilon, delta) by the given accountant.
+
+    What hides a patient hides each of the patient's images, but not the other way round: a
+    budget per patient takes no use that hides images only.
+    """
 
     epsilon: float
     delta: float
     accountant: Accountant = "prv"
+    unit: Unit = "patient"
 
     def __post_init__(self) -> None:
         if not self.epsilon > 0:
@@ -188,7 +195,8 @@ class Ledger:
         found = []
         for entry in self._of("budget"):
             terms = entry.body["budget"]
-            budget = Budget(float(terms["epsilon"]), terms["delta"], terms["accountant"])
+            epsilon, delta = float(terms["epsilon"]), terms["delta"]
+            budget = Budget(epsilon, delta, terms["accountant"], terms["unit"])
             found.append(BudgetSet(budget, _decision(entry), entry.time))
         return found
 
@@ -243,7 +251,16 @@ class Ledger:
     # ------------------------------------------------------------------ what is written
 
     def set_budget(self, budget: Budget, decision: Decision) -> None:
-        """Set the lifetime budget. Only the site's operator may; no message reaches this."""
+        """Set the lifetime budget. Only the site's operator may; no message reaches this.
+
+        Raises:
+            ConfigError: It is per patient, but earlier uses hid images only.
+        """
+        if budget.unit == "patient" and any(r.unit == "image" for r in self._reservations):
+            raise ConfigError(
+                "budget unit = 'patient': the ledger holds uses that hid one image at a time, so "
+                "what a patient lost is unknown; keep the unit 'image'"
+            )
         terms = {**asdict(budget), "epsilon": str(budget.epsilon)}  # inf is no JSON number
         self._chain.append("budget", {"budget": terms, "decision": asdict(decision)})
 
@@ -262,14 +279,19 @@ class Ledger:
             raise ConfigError(f"plan {digest[:12]} is not approved, so it cannot be revoked")
         self._chain.append("revoke", {"digest": digest, "decision": asdict(decision)})
 
-    def reserve(self, key: RoundKey, uses: Sequence[Use]) -> Reservation:
+    def reserve(self, key: RoundKey, uses: Sequence[Use], unit: Unit) -> Reservation:
         """Write that ``uses`` are about to happen; from here on they count as spent.
 
         Raises:
             BudgetError: History plus ``uses`` would exceed the lifetime budget, or there is
-                none. Nothing is written.
+                none, or it is stated per patient and ``unit`` is the image. Nothing is written.
         """
         budget = self.budget
+        if budget.unit == "patient" and unit == "image":
+            raise BudgetError(
+                "the budget is stated per patient, and privacy.unit = 'image' hides less: a "
+                "patient with several images would lose more than is charged"
+            )
         total = epsilon([*self.history(), *uses], budget.delta, budget.accountant)
         if total > budget.epsilon:
             spent = epsilon(self.history(), budget.delta, budget.accountant)
@@ -281,6 +303,7 @@ class Ledger:
         body = {
             "key": asdict(key),
             "attempt": len(before) + 1,
+            "unit": unit,
             "uses": [asdict(use) for use in uses],
         }
         reservation = _reservation(self._chain.append("reserve", body))
@@ -300,7 +323,9 @@ def _reservation(entry: Entry) -> Reservation:
     body = entry.body
     uses = tuple(Use(**use) for use in body["uses"])
     key = RoundKey(**body["key"])
-    return Reservation(entry.number, key, body["attempt"], uses, entry.time, entry.hash)
+    return Reservation(
+        entry.number, key, body["attempt"], uses, body["unit"], entry.time, entry.hash
+    )
 
 
 def _commit(entry: Entry) -> Commit:
