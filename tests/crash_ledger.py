@@ -19,7 +19,9 @@ def main(folder: Path) -> None:
         sys.stdout.write("holding\n")
         sys.stdout.flush()
         # Without noise the cost is known at once, so that no accountant is imported.
-        reservation = ledger.reserve(RoundKey("run", 1, "aa"), [Use(0.0, 0.1, 10)], "patient")
+        reservation = ledger.reserve(
+            RoundKey("run", 1, "aa", "plan"), [Use(0.0, 0.1, 10)], "patient"
+        )
         sys.stdout.write("reserved\n")
         sys.stdout.flush()
         ledger.commit(reservation, "bb")

@@ -26,6 +26,7 @@ from synth_common.plan import ReleasePlan
 from synth_common.privacy import chain, ledger
 from synth_common.privacy.egress import state_digest
 from synth_common.privacy.ledger import Ledger
+from synth_common.privacy.statistics import label_histogram
 from synth_common.privacy.training import LocalResult, PrivateTrainer, Steps
 
 WATCHED = {module.__file__ for module in (chain, ledger, outbox, round)}
@@ -41,12 +42,23 @@ def play(site: Site, request: RoundRequest) -> None:
         handle.write(text)
 
 
-def quick_training(self: PrivateTrainer, steps: Steps, kept: object) -> LocalResult:
-    """Stands in for the steps: moves the weights as noise would, and says that it looked."""
+def say_that_it_looked() -> None:
+    """Write down that private images are being used, and whether that was reserved."""
     with Ledger.read(_place / "ledger.sqlite") as book:
         reserved = len(book.reservations()) > len(book.commits())
     with (_place / "touched.txt").open("a") as handle:
         handle.write("reserved\n" if reserved else "FREE\n")
+
+
+def marked_histogram(*arguments: object) -> torch.Tensor:
+    """The histogram, and a note that it looked."""
+    say_that_it_looked()
+    return label_histogram(*arguments)
+
+
+def quick_training(self: PrivateTrainer, steps: Steps, kept: object) -> LocalResult:
+    """Stands in for the steps: moves the weights as noise would, and says that it looked."""
+    say_that_it_looked()
     with torch.no_grad():
         for parameter in self._generator.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -92,17 +104,19 @@ def check(site: Site, request: RoundRequest, count: int) -> None:
     left = _lines(site.directory / "left.txt")
     looked = _lines(site.directory / "touched.txt")
     with Ledger.read(site.ledger_path) as book:  # raises if the kill left it damaged
-        reserved, committed = book.reservations(), book.commits()
+        earlier = book.commits("run-b")
+        reserved = [r for r in book.reservations("run") if r.key.round == request.round]
+        committed = [c for c in book.commits("run") if c.key.round == request.round]
+    assert len(earlier) == 2, f"kill {count}: an earlier commit is gone"
     assert "FREE" not in looked, f"kill {count}: images were used before they were reserved"
-    assert len(reserved) >= len(looked), f"kill {count}: a use of the images is not charged"
+    assert len(reserved) >= bool(looked), f"kill {count}: a use of the images is not charged"
     assert len(committed) >= len(left), f"kill {count}: a reply left without a commit"
-    train_round(site, request)
+    again = state_digest(train_round(site, request).tensors)
     with Ledger.read(site.ledger_path) as book:
-        again = len(book.reservations()) - len(reserved)
-        (now,) = book.commits()
-    assert again == (0 if committed else 1), f"kill {count}: {again} new charges"
-    if committed:
-        assert now == committed[0], f"kill {count}: a free answer that is not the old one"
+        now = [r for r in book.reservations("run") if r.key.round == request.round]
+    fresh = len(now) - len(reserved)
+    assert fresh == (0 if committed else 1), f"kill {count}: {fresh} new charges"
+    assert left in ([], [again]), f"kill {count}: a free answer that is not the one that left"
 
 
 def _lines(path: Path) -> list[str]:
@@ -115,11 +129,18 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     plan = small_plan(accountant="rdp")
     plan = plan.model_copy(update={"release": ReleasePlan(label_histogram=8.0)})
-    fresh = small_site(folder / "fresh")
+    fresh = small_site(folder / "fresh", budget=20.0)
     save_site(fresh)
     approve(fresh, plan)
     PrivateTrainer.run = quick_training
-    request = RoundRequest("run", 1, plan, build_generator(plan.generator, 0).shared_state())
+    round.label_histogram = marked_histogram
+    start = build_generator(plan.generator, 0).shared_state()
+    _place = fresh.directory
+    # Two finished rounds of a run whose name begins alike.
+    train_round(fresh, RoundRequest("run-b", 1, plan, start))
+    train_round(fresh, RoundRequest("run-b", 2, plan, start))
+    (fresh.directory / "touched.txt").unlink()
+    request = RoundRequest("run", 1, plan, start)
     _place = folder / "place"
     kills = 0
     while True:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from small_sites import approve, small_plan, small_site
+from small_sites import OPERATOR, approve, small_plan, small_site
 
 from synth_client import cli
 from synth_client.budget import MOST_ROUNDS, rounds_that_fit, statement
+from synth_client.charge import plan_uses
 from synth_client.round import RoundRequest, train_round
 from synth_client.site import save_site
 from synth_common.generators import build_generator
+from synth_common.plan import ReleasePlan
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.ledger import Budget, Ledger, RoundKey
 from synth_common.terminal import guarded
@@ -50,7 +52,7 @@ def test_the_account_says_what_was_spent_on_what_and_what_remains(tmp_path, run)
     site, plan = _trained(tmp_path)
     with Ledger.hold(site.ledger_path) as ledger:
         uses = ledger.history()
-        ledger.reserve(RoundKey("first", 3, "lost"), uses[:1], "patient")
+        ledger.reserve(RoundKey("first", 3, "lost", plan.digest()), uses[:1], "patient")
         spent = epsilon(ledger.history(), 1e-5, "prv")
     code, out, _ = run("budget", "--site", "north")
     assert code == 0
@@ -95,6 +97,33 @@ def test_only_the_operator_sets_the_budget_and_gives_a_reason(tmp_path, run):
     assert "epsilon 8 per patient at" in out  # what held before stays readable
     assert "epsilon 12 per patient at" in out
     assert "by bob: vote 12" in out
+    code, _, err = run("budget", "--site", "north", "--delta", "1e-4")
+    assert (code, "belong to --set" in err) == (2, True)
+
+
+def test_a_new_budget_keeps_the_terms_that_are_not_named(tmp_path, run):
+    site = _site(tmp_path)
+    with Ledger.hold(site.ledger_path) as ledger:
+        ledger.set_budget(Budget(3.0, 1e-7, "rdp"), OPERATOR)
+    assert run("budget", "--site", "north", "--set", "4", "--reason", "x")[0] == 0
+    with Ledger.read(site.ledger_path) as ledger:
+        assert ledger.budget == Budget(4.0, 1e-7, "rdp")
+    options = ("--set", "4", "--reason", "x", "--accountant", "pld", "--delta", "1e-6")
+    assert run("budget", "--site", "north", *options)[0] == 0
+    with Ledger.read(site.ledger_path) as ledger:
+        assert ledger.budget == Budget(4.0, 1e-6, "pld")
+
+
+def test_approval_states_the_cost_of_everything_that_the_plan_releases(tmp_path, run):
+    _site(tmp_path)
+    plan = small_plan(accountant="rdp", spare_rounds=1)
+    plan = plan.model_copy(update={"release": ReleasePlan(label_histogram=1.0)})
+    file = tmp_path / "plan.json"
+    file.write_text(plan.to_json())
+    _, out, _ = run("plan", "approve", str(file), "--site", "north", "--reason", "x", "--yes")
+    uses = plan_uses(plan, 0.25, 3)
+    assert [use.purpose for use in uses] == ["training", "label histogram"]
+    assert f"from 0.000 to {epsilon(uses, 1e-5, 'prv'):.3f}, or " in out
 
 
 def test_a_site_that_is_not_there_is_named_with_those_that_are(tmp_path, run):
@@ -136,7 +165,7 @@ def test_a_plan_is_read_approved_and_revoked(tmp_path, run):
         ("{", 2, "not JSON"),
         ("[]", 2, "not a JSON object"),
         ('{"privacy": {"noise": "simulation", "clip": 3}}', 2, "privacy.clip: unknown key"),
-        ('{"privacy": {"delta": 0.001, "noise": "simulation"}}', 4, "above the 1e-05"),
+        ('{"privacy": {"noise": "simulation"}}', 4, "have classes"),
         ('{"privacy": {"epsilon": "inf", "noise": "simulation"}}', 5, "without noise"),
     ],
 )

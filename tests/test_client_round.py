@@ -22,7 +22,6 @@ from synth_common.errors import (
     LedgerError,
     PlanError,
     PrivacyError,
-    StorageError,
     TrainingError,
 )
 from synth_common.generators import build_generator
@@ -56,7 +55,7 @@ def test_a_whole_run_stays_within_its_target_by_an_independent_accountant(tmp_pa
     for number in (1, 2, 3):
         reply = _train(site, plan, _request(plan, number, state))
         state = reply.tensors
-    (whole, *_per_round) = privacy_facts(site, plan)
+    (whole, *_per_round) = privacy_facts(site, plan, "run")
     value = whole.value
     assert value["steps"] == 15
     assert value["noise_multiplier"] == reply.values["noise_multiplier"]
@@ -101,7 +100,7 @@ def test_an_interrupted_round_is_spent_and_the_noise_grows_when_the_reserve_is_g
     assert noise[0] == noise[1] < noise[2]
     for number in (1, 2, 3):
         _train(site, plan, _request(plan, number))
-    (whole, *_) = privacy_facts(site, plan)
+    (whole, *_) = privacy_facts(site, plan, "run")
     assert whole.value["steps"] == 30
     assert whole.value["epsilon"] <= 8.0
 
@@ -153,7 +152,7 @@ def test_the_non_private_twin_needs_a_site_that_allows_it(tmp_path):
     open_site = small_site(tmp_path, "open", budget=math.inf)
     reply = _train(open_site, plan, _request(plan))
     assert reply.values["epsilon"] == math.inf
-    (whole, *_) = privacy_facts(open_site, plan)
+    (whole, *_) = privacy_facts(open_site, plan, "run")
     assert whole.value["clip_norm"] is None
 
 
@@ -170,19 +169,88 @@ def test_requests_that_deviate_are_refused_and_cost_nothing(tmp_path):
     assert _spent(site) == 0
 
 
-def test_a_lost_or_forged_reply_is_not_sent(tmp_path):
+def test_a_forged_reply_is_not_sent(tmp_path):
     plan, site = small_plan(), small_site(tmp_path)
     _train(site, plan, _request(plan))
-    (stored,) = site.outbox.glob("*.safetensors")
+    (stored,) = site.outbox.rglob("*.safetensors")
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(stored)
     save_file({k: v + 1 for k, v in tensors.items()}, stored)
     with pytest.raises(PrivacyError, match="not the reply"):
         _train(site, plan, _request(plan))
-    stored.unlink()
-    with pytest.raises(StorageError, match="is lost"):
-        _train(site, plan, _request(plan))
+    assert _spent(site) == 5
+
+
+@pytest.mark.parametrize("loss", ["removed", "emptied", "torn"])
+def test_a_lost_reply_is_made_and_charged_again(tmp_path, loss):
+    plan, site = small_plan(), small_site(tmp_path)
+    first = _train(site, plan, _request(plan))
+    (stored,) = site.outbox.rglob("*.safetensors")
+    if loss == "removed":
+        stored.unlink()
+    else:
+        stored.write_bytes(stored.read_bytes()[: 0 if loss == "emptied" else 500])
+    again = _train(site, plan, _request(plan))
+    assert _spent(site) == 10
+    assert any(not torch.equal(first.tensors[k], again.tensors[k]) for k in first.tensors)
+
+
+def test_runs_whose_names_begin_alike_keep_apart(tmp_path):
+    plan, site = small_plan(epsilon=4.0), small_site(tmp_path, budget=20.0)
+    for run_id in ("a-b", "a", "a-1"):
+        for number in (1, 2, 3):
+            _train(site, plan, _request(plan, number, run_id=run_id))
+    with Ledger.read(site.ledger_path) as ledger:
+        assert len(ledger.commits()) == len(ledger.reservations()) == 9
+
+
+def test_another_plan_needs_another_run(tmp_path):
+    plan, site = small_plan(), small_site(tmp_path, budget=20.0)
+    _train(site, plan, _request(plan))
+    stricter = small_plan(epsilon=1.0)
+    with pytest.raises(PlanError, match="another plan needs another run"):
+        _train(site, stricter, _request(stricter))
+    _train(site, stricter, _request(stricter, run_id="other"))
+
+
+def test_noise_never_grows_beyond_four_times_the_plans_own(tmp_path):
+    plan, site = small_plan(spare_rounds=0), small_site(tmp_path, budget=4.0)
+    alone = _train(small_site(tmp_path, "alone"), plan, _request(plan)).values["noise_multiplier"]
+    first = _train(site, plan, _request(plan)).values["noise_multiplier"]
+    assert 1.2 * alone < first < 4 * alone
+    with Ledger.hold(site.ledger_path) as ledger:
+        spent = epsilon(ledger.history(), 1e-5, "prv")
+        ledger.set_budget(Budget(spent * 1.01, 1e-5), OPERATOR)
+    with pytest.raises(BudgetError, match="even"):
+        _train(site, plan, _request(plan, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": ("left",)}, "have classes \\['left', 'right'\\]"),
+        ({"classes": ("right", "left")}, "have classes"),
+        ({"classes": ("left", "right", "more")}, "have classes"),
+        ({"size": 32}, "generator.channels, size"),
+        ({"channels": 3}, "generator.channels, size"),
+        ({"with_mask": True}, "masks: False"),
+    ],
+)
+def test_a_plan_for_other_images_is_refused_before_any_step(tmp_path, changes, words):
+    """A label that the plan does not know would fail only when its patient is drawn."""
+    plan, site = small_plan(), small_site(tmp_path)
+    other = plan.model_copy(update={"generator": plan.generator.model_copy(update=changes)})
+    with pytest.raises(PrivacyError, match=words):
+        _train(site, other, _request(other))
+    assert _spent(site) == 0
+
+
+def test_canaries_are_refused_at_a_real_site(tmp_path):
+    plan, site = small_plan(noise="secure"), small_site(tmp_path)
+    audit = plan.model_copy(update={"generator": plan.generator.model_copy(update={"canaries": 4})})
+    with pytest.raises(PrivacyError, match="is a real site"):
+        _train(replace(site, simulated=False), audit, _request(audit))
 
 
 def test_what_is_charged_is_what_runs(tmp_path, monkeypatch):
@@ -240,7 +308,7 @@ def test_a_budget_per_patient_takes_no_use_that_hides_images_only(tmp_path):
         _train(site, plan, _request(plan))
     with Ledger.hold(site.ledger_path) as ledger:
         with pytest.raises(BudgetError, match="stated per patient"):
-            ledger.reserve(RoundKey("run", 1, "aa"), [Use(2.0, 0.1, 5)], "image")
+            ledger.reserve(RoundKey("run", 1, "aa", "plan"), [Use(2.0, 0.1, 5)], "image")
         ledger.set_budget(Budget(8.0, 1e-5, unit="image"), OPERATOR)
     _train(site, plan, _request(plan))
     stronger = small_plan()  # what hides a patient hides an image, too
@@ -306,10 +374,11 @@ def test_losses_stay_in_the_sites_own_facts(tmp_path):
 
 
 def test_the_gate_refuses_what_nobody_declared():
-    state = {"w": torch.zeros(2)}
+    state, charged = {"w": torch.zeros(2)}, {}
 
     def gate(tensors, values=None, statistics=None):
-        return egress.release(egress.Outgoing(tensors, values or {}, statistics or {}), state, 3)
+        permitted = egress.Permitted(state, charged)
+        return egress.release(egress.Outgoing(tensors, values or {}, statistics or {}), permitted)
 
     for name in ("loss", "gradient_norm", "examples", "accuracy", "minimum"):
         with pytest.raises(PrivacyError, match=f"refused to let '{name}' leave"):
@@ -322,8 +391,13 @@ def test_the_gate_refuses_what_nobody_declared():
         gate({"w": torch.zeros(3)})
     with pytest.raises(TrainingError, match="not finite"):
         gate({"w": torch.tensor([0.0, math.nan])})
-    with pytest.raises(PrivacyError, match="nothing charges: \\['means'\\]"):
+    with pytest.raises(PrivacyError, match="nothing charged: \\['means'\\]"):
         gate(state, None, {"means": torch.zeros(3)})
+    with pytest.raises(PrivacyError, match="nothing charged"):
+        gate(state, None, {"label_histogram": torch.zeros(3)})
+    charged["label_histogram"] = (3,)
+    with pytest.raises(PrivacyError, match="nothing charged"):
+        gate(state)  # paid for, and missing
     with pytest.raises(PrivacyError, match="label_histogram changed its shape"):
         gate(state, None, {"label_histogram": torch.zeros(4)})
     passed = gate(state, {"site": "north"}, {"label_histogram": torch.zeros(3)})

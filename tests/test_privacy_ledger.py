@@ -36,7 +36,7 @@ def path(tmp_path):
 
 
 def key(number: int = 1, request: str = "aa") -> RoundKey:
-    return RoundKey("run", number, request)
+    return RoundKey("run", number, request, "plan")
 
 
 def test_a_reservation_without_commit_stays_spent(path):
@@ -67,11 +67,11 @@ def test_several_mechanisms_of_one_round_are_one_reservation(path):
 
 def test_the_budget_covers_all_runs_and_a_refusal_writes_nothing(path):
     with Ledger.hold(path) as ledger:
-        ledger.reserve(RoundKey("first run", 1, "aa"), [USE], "patient")
+        ledger.reserve(RoundKey("first run", 1, "aa", "plan"), [USE], "patient")
         ledger.set_budget(Budget(epsilon([USE, USE], 1e-5, "prv") * 0.999, 1e-5), WHY)
         before = len(ledger.entries)
         with pytest.raises(BudgetError, match=r"budget_epsilon = .* is spent and round 2"):
-            ledger.reserve(RoundKey("second run", 2, "bb"), [USE], "patient")
+            ledger.reserve(RoundKey("second run", 2, "bb", "plan"), [USE], "patient")
         assert len(ledger.entries) == before
         assert ledger.history("second run") == []
 

@@ -15,7 +15,7 @@ from synth_common.privacy.augmentation import augmented
 from synth_common.privacy.optimiser import PatientOptimiser
 from synth_common.privacy.sampling import PatientSampler, physical_batches
 from synth_common.privacy.training import Mechanism, PrivateTrainer, Steps
-from synth_common.randomness import SecureNoise, SimulationNoise
+from synth_common.randomness import SecureNoise, SimulationNoise, secret_generator
 
 
 def _trainer(family: str, noise, data=None, **changes):
@@ -256,6 +256,28 @@ def test_the_private_randomness_follows_the_secret_source_not_the_sites_seed():
     assert torch.equal(known, stream(SimulationNoise(3), 2))
     assert not torch.equal(known, stream(SimulationNoise(4), 1))
     assert not torch.equal(known, stream(SecureNoise(), 1))
+
+
+def test_a_secret_generator_keeps_more_than_a_seed():
+    """``manual_seed`` would keep 32 bits: two sources that agree on those gave one stream."""
+
+    class Words(SimulationNoise):
+        def __init__(self, last):
+            super().__init__(0)
+            self.last = last
+
+        def uniform(self, n):
+            values = SimulationNoise(0).uniform(n)
+            values[-1] = self.last
+            return values
+
+    def drawn(last):
+        return torch.randn(2000, generator=secret_generator(Words(last)))
+
+    assert torch.equal(drawn(0.25), drawn(0.25))
+    assert not torch.equal(drawn(0.25), drawn(0.75))
+    values = torch.randn(40_000, generator=secret_generator(SecureNoise())).numpy()
+    assert stats.kstest(values, "norm").pvalue > 1e-4
 
 
 def test_several_draws_of_an_image_are_averaged_before_the_clip():

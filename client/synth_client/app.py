@@ -85,13 +85,14 @@ class SiteApp:
         return messages.reply(header, train_round(site, request))
 
     def _evaluate(self, message: Message, site: Site) -> RecordDict:
-        from synth_client.approval import require_approved
+        from synth_client.approval import require_approved, require_keepable
         from synth_client.evaluate import evaluate_site
         from synth_common.privacy.ledger import Ledger
 
         header, plan = messages.header_of(message), messages.plan_in(message)
         with Ledger.read(site.ledger_path) as ledger:
             require_approved(ledger, plan)
+            require_keepable(site, plan, ledger.budget)
         state = state_of(messages.arrays_in(message))
         shares = messages.remembered_in(message).shares
         try:

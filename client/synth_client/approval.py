@@ -59,6 +59,7 @@ def require_keepable(site: Site, plan: Plan, budget: Budget) -> None:
     Raises:
         PrivacyError: Names the setting.
     """
+    _require_fitting_data(site, plan)
     terms = plan.privacy
     if terms.delta > budget.delta:
         raise PrivacyError(
@@ -79,6 +80,32 @@ def require_keepable(site: Site, plan: Plan, budget: Budget) -> None:
         raise PrivacyError(
             f"site {site.name} has no patient ids, so privacy.unit = patient cannot be kept; "
             "add a patient_id column or set privacy.unit = image"
+        )
+
+
+def _require_fitting_data(site: Site, plan: Plan) -> None:
+    """Refuse a plan for other images: a label it does not know would fail when it is drawn.
+
+    Whether a step fails may then depend on one patient, so it is refused before any step.
+    """
+    images, wanted = site.train, plan.generator
+    classes, canaries = wanted.classes, wanted.canaries
+    if canaries and not site.simulated:
+        raise PrivacyError(
+            f"generator.canaries = {canaries}: canaries are for audits in a simulation, and "
+            f"{site.name} is a real site"
+        )
+    known, more = images.class_names[: len(classes)], images.class_names[len(classes) :]
+    if known != classes or (more and len(more) != canaries):
+        raise PrivacyError(
+            f"generator.classes = {list(classes)}, but the images of site {site.name} have "
+            f"classes {list(images.class_names)[:8]}: prepare them with the plan's classes"
+        )
+    shape = (wanted.channels, wanted.size, wanted.size)
+    if images.images.shape[1:] != shape or (wanted.with_mask and images.masks is None):
+        raise PrivacyError(
+            f"generator.channels, size = {shape}, with_mask = {wanted.with_mask}, but the images "
+            f"of site {site.name} are {images.images.shape[1:]}, masks: {images.masks is not None}"
         )
 
 

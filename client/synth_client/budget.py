@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synth_client.charge import plan_uses
 from synth_client.site import read_settings
 from synth_common.errors import BudgetError
 from synth_common.plan import Plan
-from synth_common.privacy.accounting import Use, calibrate, epsilon, merged
+from synth_common.privacy.accounting import Use, epsilon, merged
 from synth_common.privacy.ledger import Budget, BudgetSet, Ledger
 
 MOST_ROUNDS = 10_000
@@ -139,32 +140,15 @@ def _outlook(ledger: Ledger, budget: Budget, settings: dict[str, Any]) -> PlanOu
     digest, text = list(approved.items())[-1]
     plan = Plan.from_json(text)
     rate = min(1.0, plan.training.patients_per_step / settings["nominal_patients"])
-    noise, per_round = _noise(ledger, plan, rate), plan.training.steps_per_round
-    left = 0
-    if noise is not None:
-        left = rounds_that_fit(ledger.history(), Use(noise, rate, per_round), budget)
-    return PlanOutlook(digest, plan.training.rounds, left, noise, rate)
-
-
-def _noise(ledger: Ledger, plan: Plan, rate: float) -> float | None:
-    """The noise of the site's last round if it was of such steps, else of a fresh run."""
     if not plan.privacy.private:
-        return None
-    for use in reversed(ledger.history()):
-        if use.purpose == "training" and use.sample_rate == rate and use.noise_multiplier > 0:
-            return use.noise_multiplier
-    return whole_plan(plan, rate).noise_multiplier
-
-
-def whole_plan(plan: Plan, rate: float) -> Use:
-    """All training steps of one uninterrupted run of a private plan at this sample rate."""
-    terms, training = plan.privacy, plan.training
-    noise = plan.release.label_histogram
-    once = [] if noise is None else [Use(noise, 1.0, 1, "label histogram")]
-    steps = training.total_steps + terms.spare_rounds * training.steps_per_round
-    target = (terms.epsilon, terms.delta)
-    sigma = calibrate(once, (rate, steps), target, terms.accountant)
-    return Use(sigma, rate, training.total_steps)
+        return PlanOutlook(digest, plan.training.rounds, 0, None, rate)
+    own = [r for r in ledger.reservations() if r.key.plan == digest]
+    fresh, *once = plan_uses(plan, rate, 1)
+    last = [use for r in own for use in r.uses if use.purpose == "training"]
+    one = Use((last[-1] if last else fresh).noise_multiplier, rate, fresh.steps)
+    history = [*ledger.history(), *([] if own else once)]
+    left = rounds_that_fit(history, one, budget)
+    return PlanOutlook(digest, plan.training.rounds, left, one.noise_multiplier, rate)
 
 
 def rounds_that_fit(history: Sequence[Use], one: Use, budget: Budget) -> int:
@@ -247,11 +231,16 @@ def cost_of(plan: Plan, directory: Path) -> str:
         return "WITHOUT NOISE: no privacy is promised"
     nominal = read_settings(directory)["nominal_patients"]
     rate = min(1.0, plan.training.patients_per_step / nominal)
-    use = whole_plan(plan, rate)
-    after = epsilon([*history, use], budget.delta, budget.accountant)
-    now = epsilon(history, budget.delta, budget.accountant)
-    fate = "" if after <= budget.epsilon else "; the site will add noise to stay within it"
+    rounds, spare = plan.training.rounds, plan.privacy.spare_rounds
+    costs = [
+        epsilon([*history, *uses], budget.delta, budget.accountant)
+        for uses in ((), plan_uses(plan, rate, rounds), plan_uses(plan, rate, rounds + spare))
+    ]
+    use = plan_uses(plan, rate, rounds)[0]
+    fate = "" if costs[1] <= budget.epsilon else "; the site will add noise to stay within it"
+    lost = f", or {costs[2]:.3f} with {spare} interrupted" if spare else ""
     return (
         f"noise {use.noise_multiplier:.3f}, sample rate {use.sample_rate:.4g}, {use.steps} steps: "
-        f"the data set's epsilon goes from {now:.3f} to {after:.3f} of {budget.epsilon:g}{fate}"
+        f"the data set's epsilon goes from {costs[0]:.3f} to {costs[1]:.3f}{lost}, of "
+        f"{budget.epsilon:g}{fate}"
     )

@@ -43,28 +43,35 @@ def _histogram(ledger: Ledger, plan: Plan, run_id: str) -> tuple[Use, ...]:
     return (Use(wanted, 1.0, 1, "label histogram"),)
 
 
+def plan_uses(plan: Plan, rate: float, rounds: int) -> tuple[Use, ...]:
+    """What ``rounds`` rounds of a private plan use at a site of this sample rate, all told.
+
+    The noise is that of a fresh run: calibrated for all planned rounds and the spare ones.
+    """
+    terms, training = plan.privacy, plan.training
+    noise = plan.release.label_histogram
+    once = () if noise is None else (Use(noise, 1.0, 1, "label histogram"),)
+    steps = training.total_steps + terms.spare_rounds * training.steps_per_round
+    target = (terms.epsilon, terms.delta)
+    sigma = calibrate(once, (rate, steps), target, terms.accountant)
+    return (Use(sigma, rate, rounds * training.steps_per_round), *once)
+
+
 def _noise(ledger: Ledger, site: Site, plan: Plan, run_id: str, once: tuple[Use, ...]) -> float:
     """The run's own noise, or a larger one if interruptions or other runs ate the room."""
     terms, training = plan.privacy, plan.training
     rate, per_round = site.sample_rate(plan), training.steps_per_round
     own = ledger.history(run_id)
     left = max(1, training.rounds - ledger.committed_rounds(run_id)) * per_round
-    target = (terms.epsilon, terms.delta)
+    planned = plan_uses(plan, rate, 1)[0].noise_multiplier
+    ceiling = _MOST_GROWTH * planned
     before = [use.noise_multiplier for use in own if use.purpose == "training"]
-
-    def fits(noise: float) -> bool:
-        uses = [*own, *once, Use(noise, rate, left)]
-        return epsilon(uses, terms.delta, terms.accountant) <= terms.epsilon
-
-    if not before:
-        planned = (rate, left + terms.spare_rounds * per_round)
-        noise = first = calibrate([*own, *once], planned, target, terms.accountant)
-    else:
-        noise, first = before[-1], before[0]
-        if not fits(noise):
-            ceiling = _MOST_GROWTH * first
-            noise = calibrate([*own, *once], (rate, left), target, terms.accountant, ceiling)
-    return _within_budget(ledger, site, noise, (rate, left, _MOST_GROWTH * first), once)
+    noise = before[-1] if before else planned
+    whole = [*own, *once, Use(noise, rate, left)]
+    if epsilon(whole, terms.delta, terms.accountant) > terms.epsilon:
+        target = (terms.epsilon, terms.delta)
+        noise = calibrate([*own, *once], (rate, left), target, terms.accountant, ceiling)
+    return _within_budget(ledger, site, noise, (rate, left, ceiling), once)
 
 
 def _within_budget(

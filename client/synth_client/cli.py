@@ -43,6 +43,14 @@ OperatorOption = Annotated[
 _HOME = Path.home() / "synthward"
 
 
+class AccountantName(StrEnum):
+    """Accountants a budget can be composed by."""
+
+    prv = "prv"
+    rdp = "rdp"
+    pld = "pld"
+
+
 class UnitName(StrEnum):
     """Units a budget can be stated for."""
 
@@ -58,10 +66,19 @@ def budget(
         float | None,
         typer.Option("--set", metavar="EPSILON", help="Set the lifetime budget; needs --reason."),
     ] = None,
-    delta: Annotated[float, typer.Option(help="Delta that the new budget is stated at.")] = 1e-5,
+    delta: Annotated[
+        float | None, typer.Option(help="Delta of the new budget; default: as before, or 1e-5.")
+    ] = None,
+    accountant: Annotated[
+        AccountantName | None,
+        typer.Option(help="What composes the new budget; default: as before, or prv."),
+    ] = None,
     unit: Annotated[
-        UnitName, typer.Option(help="Whose presence the new budget is about.")
-    ] = UnitName.patient,
+        UnitName | None,
+        typer.Option(
+            help="Whose presence the new budget is about; default: as before, or patient."
+        ),
+    ] = None,
     reason: ReasonOption = "",
     operator: OperatorOption = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as JSON.")] = False,
@@ -76,12 +93,20 @@ def budget(
     from synth_common.privacy.ledger import Budget, Decision, Ledger
 
     directory = find_site(home, site)
-    if set_ is None and reason:
-        raise ConfigError("--reason explains --set EPSILON, which is missing")
+    if set_ is None and (reason or delta or accountant or unit):
+        raise ConfigError("--reason, --delta, --accountant and --unit belong to --set EPSILON")
     if set_ is not None:
         decision = Decision(operator or getpass.getuser(), reason)
         with Ledger.hold(directory / "ledger.sqlite") as ledger:
-            ledger.set_budget(Budget(set_, delta, unit=unit.value), decision)
+            before = ledger.budgets()
+            base = before[-1].budget if before else Budget(set_, 1e-5)
+            new = Budget(
+                set_,
+                base.delta if delta is None else delta,
+                accountant.value if accountant else base.accountant,
+                unit.value if unit else base.unit,
+            )
+            ledger.set_budget(new, decision)
     account = statement(directory)
     if as_json:
         typer.echo(json.dumps(_plain(asdict(account)), indent=2))

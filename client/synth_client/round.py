@@ -26,7 +26,7 @@ from synth_common.generators import Generator, build_generator
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, epsilon
-from synth_common.privacy.egress import Outgoing, Value, release, state_digest
+from synth_common.privacy.egress import Outgoing, Permitted, Value, release, state_digest
 from synth_common.privacy.ledger import Budget, Ledger, Reservation, RoundKey
 from synth_common.privacy.statistics import label_histogram
 from synth_common.privacy.training import LocalResult, Mechanism, PrivateTrainer, Steps
@@ -74,20 +74,38 @@ def train_round(site: Site, request: RoundRequest) -> Outgoing:
         require_approved(ledger, plan)
         _check(site, request, ledger.budget)
         generator = build_generator(plan.generator, seed=0)
+        permitted = generator.shared_state()
         generator.load_shared_state(request.state)
-        key = RoundKey(request.run_id, request.round, state_digest(request.state))
-        done = ledger.committed(key)
-        if done is not None:
-            made = outbox.reply(key, done)
-            return _released(made, request, _values(ledger, plan, site))
+        digest = state_digest(request.state)
+        key = RoundKey(request.run_id, request.round, digest, plan.digest())
+        ledger.require_one_plan(key)
+        stored = _stored(ledger, outbox, key)
+        if stored is not None:
+            made, reservation = stored
+            values = _values(ledger, site, plan, reservation)
+            return _released(made, values, permitted, (reservation, plan))
         uses = planned_uses(ledger, site, plan, request.run_id)
         reservation = ledger.reserve(key, uses, plan.privacy.unit)
         made, result = _use(site, request, generator, reservation)
+        made = _released(made, {}, permitted, (reservation, plan))
         reply = outbox.keep(key, made, result.kept)
         ledger.commit(reservation, reply)
-        values = _values(ledger, plan, site)
+        values = _values(ledger, site, plan, reservation)
     _note_locally(site, request, result)
-    return _released(made, request, values)
+    return _released(made, values, permitted, (reservation, plan))
+
+
+def _stored(ledger: Ledger, outbox: Outbox, key: RoundKey) -> tuple[Outgoing, Reservation] | None:
+    """The reply to exactly this request and what was charged for it; None if there is none.
+
+    A reply that was committed and is lost (a disk that forgot) is made and charged again.
+    """
+    done = ledger.committed(key)
+    made = None if done is None else outbox.reply(key, done)
+    if done is None or made is None:
+        return None
+    charged = ledger.reservations(key.run_id)
+    return made, next(r for r in charged if r.number == done.reservation)
 
 
 def _check(site: Site, request: RoundRequest, budget: Budget) -> None:
@@ -116,14 +134,15 @@ def _use(
     result = None
     for use in reservation.uses:
         if use.purpose == "label histogram":
-            statistics["label_histogram"] = label_histogram(data, use.noise_multiplier, noise)
+            statistics["label_histogram"] = label_histogram(
+                data, len(request.plan.generator.classes), use.noise_multiplier, noise
+            )
         else:
             seed = derive_seed(site.seed, *path, "public")
             result = _train(site, request, generator, (data, use, noise), seed)
     if result is None:
         raise PrivacyError(f"reservation {reservation.number} holds no training")
-    made = Outgoing(generator.shared_state(), {}, statistics)
-    return _released(made, request, {}), result
+    return Outgoing(generator.shared_state(), {}, statistics), result
 
 
 def _train(
@@ -153,22 +172,32 @@ def _train(
     return trainer.run(Steps(first, use.steps, seed), kept)
 
 
-def _released(made: Outgoing, request: RoundRequest, values: Mapping[str, Value]) -> Outgoing:
-    """What was made, through the gate."""
-    classes = len(request.plan.generator.classes)
-    return release(Outgoing(made.tensors, values, made.statistics), request.state, classes)
+def _released(
+    made: Outgoing,
+    values: Mapping[str, Value],
+    state: Mapping[str, Tensor],
+    charged: tuple[Reservation, Plan],
+) -> Outgoing:
+    """What was made, through the gate: the planned state and the charged statistics."""
+    reservation, plan = charged
+    statistics = {
+        use.purpose.replace(" ", "_"): (len(plan.generator.classes),)
+        for use in reservation.uses
+        if use.purpose != "training"
+    }
+    return release(Outgoing(made.tensors, values, made.statistics), Permitted(state, statistics))
 
 
-def _values(ledger: Ledger, plan: Plan, site: Site) -> dict[str, Value]:
+def _values(ledger: Ledger, site: Site, plan: Plan, reservation: Reservation) -> dict[str, Value]:
     """The public values beside an update."""
     uses = ledger.history()
-    training = [use for use in uses if use.purpose == "training"]
+    (own,) = (use for use in reservation.uses if use.purpose == "training")
     return {
         "site": site.name,
         "epsilon": epsilon(uses, plan.privacy.delta, plan.privacy.accountant),
-        "steps": sum(use.steps for use in training),
-        "noise_multiplier": training[-1].noise_multiplier,
-        "sample_rate": training[-1].sample_rate,
+        "steps": sum(use.steps for use in uses if use.purpose == "training"),
+        "noise_multiplier": own.noise_multiplier,
+        "sample_rate": own.sample_rate,
         "ledger_head": ledger.head,
     }
 

@@ -176,8 +176,10 @@ def _image_set(arrays: Mapping[str, Any], part: str, class_names: tuple[str, ...
     return ImageSet(arrays[f"{part}.images"], arrays[f"{part}.labels"], class_names, **optional)
 
 
-def privacy_facts(site: Site, plan: Plan) -> list[Fact]:
-    """The site's guarantee as its ledger has it: composed now, and after every round.
+def privacy_facts(site: Site, plan: Plan, run_id: str) -> list[Fact]:
+    """The site's guarantee as its ledger has it: composed now, and after every round of a run.
+
+    Composed is everything in the ledger, whatever run it was for.
 
     Raises:
         LedgerError: The ledger does not verify.
@@ -189,7 +191,8 @@ def privacy_facts(site: Site, plan: Plan) -> list[Fact]:
     per_round: dict[int, float] = {}
     for reservation in reservations:
         uses += reservation.uses
-        per_round[reservation.key.round] = epsilon(uses, terms.delta, terms.accountant)
+        if reservation.key.run_id == run_id:
+            per_round[reservation.key.round] = epsilon(uses, terms.delta, terms.accountant)
     training = [use for use in uses if use.purpose == "training"]
     last = training[-1] if training else None
     whole = {

@@ -13,6 +13,8 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from synth_common.errors import PrivacyError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -119,6 +121,31 @@ class SecureNoise:
         values[:half] = angle.cos().mul_(radius)
         values[half:] = angle.sin_().mul_(radius)
         return values[:n].reshape(shape)
+
+
+_WORDS = 624
+_STATE = slice(24, 24 + 8 * _WORDS)
+"""Where torch keeps the words of its Mersenne Twister, 64 bits each, in a generator's state."""
+
+
+def secret_generator(noise: NoiseSource) -> torch.Generator:
+    """A CPU generator whose whole state is drawn from ``noise``.
+
+    ``manual_seed`` keeps 32 bits, which can be tried one by one; the state has 19,968.
+
+    Raises:
+        PrivacyError: This version of torch keeps its state in another form.
+    """
+    import numpy as np
+    import torch
+
+    generator = torch.Generator()
+    state = generator.manual_seed(1).get_state()
+    if state[_STATE].numpy().view("<u8")[0] != 1:  # the first word is the seed
+        raise PrivacyError(f"torch {torch.__version__}: generator states have an unknown form")
+    words = (noise.uniform(_WORDS) * 2.0**32).astype(np.uint64)
+    state[_STATE] = torch.from_numpy(words.view(np.uint8))
+    return generator.set_state(state)
 
 
 def noise_source(kind: NoiseKind, root: int, *path: str | int) -> NoiseSource:

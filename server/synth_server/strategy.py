@@ -258,7 +258,8 @@ class UniformAverage(Strategy):
             return None
         values = messages.values_in(message)
         self.outcome.replies[name], self.outcome.statistics[name] = values, statistics
-        self.memory.heads[name] = str(values.get("ledger_head", ""))
+        if values.get("ledger_head"):
+            self.memory.heads[name] = str(values["ledger_head"])
         if "label_histogram" in statistics:
             self.memory.histograms[name] = statistics["label_histogram"].tolist()
         return state

@@ -53,7 +53,7 @@ def main() -> None:
         with Ledger.hold(path) as ledger:
             ledger.set_budget(Budget(float("inf"), 1e-5), Decision("benchmark", "speed"))
             for number in range(options.rounds):
-                key = RoundKey("run", number + 1, "a" * 64)
+                key = RoundKey("run", number + 1, "a" * 64, "p" * 64)
                 began = time.perf_counter()
                 reservation = ledger.reserve(key, [_NOISELESS], "patient")
                 reserving.append(time.perf_counter() - began)

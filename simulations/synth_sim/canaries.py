@@ -107,7 +107,7 @@ def audit_scenario(scenario: Scenario, options: AuditOptions) -> Audit:
     save_site(replace(site, train=with_canaries(site.train, included, scenario.plan)))
     with reporter(scenario.training.rounds) as tell:
         sent, replied = _federate(scenario, directories, name, tell)
-    guarantee = privacy_facts(site, scenario.plan)
+    guarantee = privacy_facts(site, scenario.plan, scenario.run_id())
     claim = Claim(float(guarantee[0].value["epsilon"]), scenario.privacy.delta, options.alpha)
     scores = canary_scores(sent, replied, _round_rates(scenario.plan, len(sent)))
     result = audit_canaries(included, scores, claim, numpy_stream(scenario.seed, "audit", "third"))

@@ -188,7 +188,7 @@ def _finish(run: Federation, options: RunOptions, ended: Ended, clock: tuple[flo
     facts = pooled_utility(scenario, run.sites, run.generator, run.memory.shares())
     facts += write_grids(scenario, run.sites, run.generator, run.out)
     for site in run.sites:
-        facts += privacy_facts(site, scenario.plan)
+        facts += privacy_facts(site, scenario.plan, scenario.run_id())
         facts += list(read_facts(site.facts.path)) if site.facts.path.exists() else []
     rounds = {
         "planned": scenario.training.rounds,

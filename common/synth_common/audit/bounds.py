@@ -213,9 +213,9 @@ def fdp_refutes(guesses: Guesses, mu: float, alpha: float) -> bool:
     """Whether the guesses refute mu-GDP.
 
     The numerical recursion of Mahloujifar, Melis and Chaudhuri 2025 (arXiv 2410.22235) with
-    the Gaussian trade-off curve, ``f(a) = Phi(Phi^-1(a) - mu)``. It starts from a tail of
-    ``alpha`` at v right guesses and adds up what mu-GDP allows for every smaller number; more
-    than the whole of ``r / m`` is a contradiction.
+    ``f(a) = Phi(Phi^-1(a) - mu)``, the inverse of one minus the Gaussian trade-off curve. It
+    starts from a tail of ``alpha`` at v right guesses and adds up what mu-GDP allows for every
+    smaller number; more than the whole of ``r / m`` is a contradiction.
 
     Raises:
         DataError: ``alpha`` is not in (0, 1).

@@ -78,22 +78,22 @@ class Chain:
         Raises:
             StorageError: The file cannot be written.
         """
-        if path.exists() or _entries_written(path):
-            return False
-        partial = path.with_suffix(".new")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.unlink(missing_ok=True)
-            connection = sqlite3.connect(partial, isolation_level=None)
-            connection.executescript(_SCHEMA)
-            connection.close()
-            partial.chmod(0o600)
-            # The anchor first: a crash in between leaves "nothing was written", and no file.
-            _write_anchor(path, 0, GENESIS)
-            partial.replace(path)
-            _sync_directory(path.parent)
-        except (OSError, sqlite3.OperationalError) as err:
-            raise StorageError(f"cannot create ledger {path}: {err}") from err
+        with _lock(path):
+            if path.exists() or _entries_written(path):
+                return False
+            partial = path.with_suffix(".new")
+            try:
+                partial.unlink(missing_ok=True)
+                connection = sqlite3.connect(partial, isolation_level=None)
+                connection.executescript(_SCHEMA)
+                connection.close()
+                partial.chmod(0o600)
+                # The anchor first: a crash in between leaves "nothing was written", and no file.
+                _write_anchor(path, 0, GENESIS)
+                partial.replace(path)
+                _sync_directory(path.parent)
+            except (OSError, sqlite3.OperationalError) as err:
+                raise StorageError(f"cannot create ledger {path}: {err}") from err
         return True
 
     @classmethod

@@ -84,26 +84,41 @@ def acknowledge(values: Mapping[str, Value]) -> Outgoing:
     return Outgoing(MappingProxyType({}), MappingProxyType(dict(values)))
 
 
-def release(made: Outgoing, expected: Mapping[str, Tensor], classes: int) -> Outgoing:
+@dataclass(frozen=True)
+class Permitted:
+    """What one reply may and must hold.
+
+    Attributes:
+        state: Names, shapes and types of the generator's travelling state.
+        statistics: Shapes of the statistics that were charged for this reply.
+    """
+
+    state: Mapping[str, Tensor]
+    statistics: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def release(made: Outgoing, permitted: Permitted) -> Outgoing:
     """A round's reply: trained state, charged statistics, public values.
 
     Args:
         made: What the round made.
-        expected: The travelling state that the plan names; names, shapes and types must agree.
-        classes: Length of a label histogram.
+        permitted: What the plan names and the ledger charged; no more and no less passes.
 
     Raises:
         PrivacyError: A tensor or value was not declared.
         TrainingError: A tensor is not finite.
     """
-    if made.tensors.keys() != expected.keys():
-        odd = sorted(made.tensors.keys() ^ expected.keys())
-        raise PrivacyError(f"refused to let tensors leave that the plan does not name: {odd}")
-    undeclared = sorted(made.statistics.keys() - STATISTICS.keys())
+    undeclared = sorted(permitted.statistics.keys() - STATISTICS.keys())
     if undeclared:
-        raise PrivacyError(f"refused to let statistics leave that nothing charges: {undeclared}")
-    shapes = {name: torch.empty(classes) for name in made.statistics}
-    for part, wanted in ((made.tensors, expected), (made.statistics, shapes)):
+        raise PrivacyError(f"statistics {undeclared} are not declared in egress.STATISTICS")
+    shapes = {name: torch.empty(shape) for name, shape in permitted.statistics.items()}
+    for what, part, wanted in (
+        ("tensors leave that the plan does not name", made.tensors, permitted.state),
+        ("statistics leave that nothing charged", made.statistics, shapes),
+    ):
+        if part.keys() != wanted.keys():
+            odd = sorted(part.keys() ^ wanted.keys())
+            raise PrivacyError(f"refused to let {what}: {odd}")
         for name, tensor in part.items():
             if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
                 raise PrivacyError(f"tensor {name} changed its shape or type since the plan")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from synth_common.errors import BudgetError, ConfigError, LedgerError
+from synth_common.errors import BudgetError, ConfigError, LedgerError, PlanError
 from synth_common.plan import Accountant, Unit
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.chain import Chain, Entry
@@ -31,11 +31,13 @@ class RoundKey:
         run_id: The run.
         round: 1-based round.
         request: SHA-256 of what the server sent, so that a repeated message is known.
+        plan: Digest of the plan it was sent under.
     """
 
     run_id: str
     round: int
     request: str
+    plan: str
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,19 @@ class Ledger:
     def _of(self, kind: str) -> Iterator[Entry]:
         return (entry for entry in self.entries if entry.kind == kind)
 
+    def require_one_plan(self, key: RoundKey) -> None:
+        """Refuse a run that was begun under another plan: their histories would mix.
+
+        Raises:
+            PlanError: Names both.
+        """
+        others = {r.key.plan for r in self.reservations(key.run_id)} - {key.plan}
+        if others:
+            raise PlanError(
+                f"run {key.run_id} was begun under plan {others.pop()[:12]}, and {key.plan[:12]} "
+                "is asked for; another plan needs another run"
+            )
+
     # ------------------------------------------------------------------ what is written
 
     def set_budget(self, budget: Budget, decision: Decision) -> None:
@@ -285,8 +300,10 @@ class Ledger:
         Raises:
             BudgetError: History plus ``uses`` would exceed the lifetime budget, or there is
                 none, or it is stated per patient and ``unit`` is the image. Nothing is written.
+            PlanError: The run was begun under another plan.
         """
         budget = self.budget
+        self.require_one_plan(key)
         if budget.unit == "patient" and unit == "image":
             raise BudgetError(
                 "the budget is stated per patient, and privacy.unit = 'image' hides less: a "

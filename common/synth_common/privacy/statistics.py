@@ -11,7 +11,9 @@ from synth_common.images.imageset import ImageSet
 from synth_common.randomness import NoiseSource
 
 
-def label_histogram(data: ImageSet, noise_multiplier: float, noise: NoiseSource) -> Tensor:
+def label_histogram(
+    data: ImageSet, classes: int, noise_multiplier: float, noise: NoiseSource
+) -> Tensor:
     """Patients per class, noised: what sampling with the sites' own mix of classes needs.
 
     A patient's vote is shared among the classes of the patient's images, so that one patient
@@ -20,20 +22,21 @@ def label_histogram(data: ImageSet, noise_multiplier: float, noise: NoiseSource)
 
     Args:
         data: The site's training images. SENSITIVE.
+        classes: Labels from here on (an audit's canaries) have no vote.
         noise_multiplier: Standard deviation of the noise in every class.
         noise: Where the noise is drawn.
 
     Returns:
         float32 (classes,); entries may be negative.
     """
-    votes = torch.from_numpy(_votes(data).sum(axis=0).astype(np.float32))
+    votes = torch.from_numpy(_votes(data, classes).sum(axis=0).astype(np.float32))
     return votes + noise_multiplier * noise.gaussian(tuple(votes.shape))
 
 
-def _votes(data: ImageSet) -> npt.NDArray[np.float64]:
-    """(U, classes): each unit's share of every class; rows sum to 1. SENSITIVE."""
-    units = data.units()
-    votes = np.zeros((data.unit_count(), len(data.class_names)))
-    np.add.at(votes, (units, data.labels), 1.0)
+def _votes(data: ImageSet, classes: int) -> npt.NDArray[np.float64]:
+    """(U, classes): each unit's share of every class; rows sum to 1, or to 0. SENSITIVE."""
+    votes = np.zeros((data.unit_count(), classes))
+    known = data.labels < classes
+    np.add.at(votes, (data.units()[known], data.labels[known]), 1.0)
     shares: npt.NDArray[np.float64] = votes / np.maximum(votes.sum(axis=1, keepdims=True), 1.0)
     return shares

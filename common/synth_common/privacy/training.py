@@ -22,7 +22,7 @@ from synth_common.privacy.augmentation import augmented
 from synth_common.privacy.gradients import ClippedSum, PatientGradients, Rows, sum_gradients
 from synth_common.privacy.optimiser import PatientOptimiser
 from synth_common.privacy.sampling import Draw, PatientSampler, physical_batches
-from synth_common.randomness import NoiseSource, derive_seed
+from synth_common.randomness import NoiseSource, derive_seed, secret_generator
 
 _PRIVATE, _PUBLIC = "private.", "public."
 
@@ -168,10 +168,14 @@ class PrivateTrainer:
         """Randomness of the private part of one step (reparameterisation, augmentation, dropout).
 
         Rows take it in turn, so a patient more shifts what the others get. That is harmless
-        as long as nobody else knows the numbers: all of them are drawn alike. So the seed
-        comes from where the noise comes from.
+        as long as nobody else knows the numbers: all of them are drawn alike. So all of its
+        state comes from where the noise comes from.
         """
-        return _seeded(int(self._noise.uniform(1)[0] * 2.0**53))
+        rng = secret_generator(self._noise)
+        torch.default_generator.set_state(rng.get_state())  # dropout's
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(int(self._noise.uniform(1)[0] * 2.0**53))
+        return rng
 
     def _private_gradient(
         self, rng: torch.Generator, losses: list[Tensor], norms: list[Tensor]
@@ -220,11 +224,7 @@ class PrivateTrainer:
 
 def _public_stream(steps: Steps, step: int) -> torch.Generator:
     """The reproducible randomness of the public part of one step; also seeds dropout."""
-    return _seeded(derive_seed(steps.seed, step, "public"))
-
-
-def _seeded(seed: int) -> torch.Generator:
-    """A generator, and dropout's, which is the global one."""
+    seed = derive_seed(steps.seed, step, "public")
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from synth_common.errors import StorageError
 
 
-def replace_bytes(path: Path, content: bytes) -> Path:
-    """Put ``content`` at ``path`` in one step; returns ``path``.
+def replace_bytes(path: Path, content: bytes, mode: int = 0o644) -> Path:
+    """Put ``content`` at ``path`` in one step, on the disk when it returns; returns ``path``.
+
+    Temporary files are private; ``mode`` is the file's own, by default readable by others.
 
     Raises:
         StorageError: The directory does not exist, is not writable, or the disk is full.
@@ -24,11 +26,16 @@ def replace_bytes(path: Path, content: bytes) -> Path:
                 handle.write(content)
                 handle.flush()
                 os.fsync(handle.fileno())
-                temporary.chmod(0o644)  # temporary files are private, reports are read by others
+                temporary.chmod(mode)
                 temporary.replace(path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename, too, survives a power cut
+        finally:
+            os.close(folder)
     except OSError as err:
         raise StorageError(f"cannot write {path}: {err.strerror}") from err
     return path
