@@ -1,16 +1,17 @@
-"""Sum of clipped per-patient gradients, without ever forming one (book-keeping).
+"""Sum of clipped per-patient gradients in one backward pass (book-keeping).
 
 The method is book-keeping (Bu et al. 2023, arXiv 2210.00038) carried from images to
 patients. A *row* is one image (or one augmented draw of it); a patient owns one or more
 consecutive rows, and the patient's gradient is the mean over them. For a layer with
 inputs ``a_r`` and output gradients ``b_r`` the patient's gradient is a sum of products of
 the two, so its norm follows from the pair, and after the clip factors are known ONE
-batched weight gradient of the scaled ``b_r`` gives the clipped sum. Parameters never get
+batched weight gradient of the scaled ``b_r`` gives the clipped sum; a convolution whose
+patients' gradients fit in little memory forms and keeps them instead. Parameters never get
 an ordinary gradient, which saves half of a usual backward pass.
 
-Linear layers and convolutions have fast rules here. Any other layer is handled by the
-per-sample rule registered for it with Opacus (``register_grad_sampler``), and a parameter
-without any rule is refused.
+Linear layers and convolutions have fast rules (:mod:`.layer_gradients`). Any other layer is
+handled by the per-sample rule registered for it with Opacus (``register_grad_sampler``), and
+a parameter without any rule is refused.
 """
 
 from __future__ import annotations
