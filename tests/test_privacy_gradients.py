@@ -11,7 +11,7 @@ from torch import nn
 from synth_common.errors import PrivacyError
 from synth_common.generators import Generator, build_generator
 from synth_common.plan import GeneratorPlan
-from synth_common.privacy import convolution_norms
+from synth_common.privacy import convolution_norms, gradients
 from synth_common.privacy.convolution_norms import Block, form, gram_squares, weighted_sum
 from synth_common.privacy.gradients import PatientGradients, Rows, sum_gradients
 from synth_common.privacy.workspace import Workspace
@@ -274,6 +274,42 @@ def test_products_that_cancel_do_not_slip_past_the_clip(way):
         lambda: (convolution(flat) * flow).sum((1, 2, 3)), Rows((1,)), 1.0
     )
     assert _total(part.gradients) <= 1.01
+
+
+@pytest.mark.parametrize("images", [4, 64])
+@pytest.mark.parametrize("patients", [1, 12])
+@pytest.mark.parametrize(
+    ("channels", "side", "stride"),
+    [((64, 64), 8, 1), ((8, 32), 16, 1), ((16, 16), 16, 2)],
+)
+def test_many_rows_that_cancel_do_not_slip_past_the_clip(
+    channels, side, stride, patients, images, way
+):
+    """Half of a patient's rows against the other half: what is left is rounding.
+
+    Norm and sum are added up in different orders. An allowance that does not grow with the
+    number of rows lets up to 24 times the clip through.
+    """
+    torch.manual_seed(1)
+    layer = nn.Conv2d(*channels, 3, stride, padding=1, bias=False)
+    half = torch.rand(images // 2, channels[1], side // stride, side // stride)
+    flow = torch.cat([half, -half.mean(0, keepdim=True).expand_as(half)])
+    inputs = torch.ones(patients * images, channels[0], side, side)
+    flows = flow.repeat(patients, 1, 1, 1)
+
+    def added(rounding: float) -> float:
+        engine = PatientGradients(layer)
+        engine.rounding = rounding
+        part = engine.clipped_sum(
+            lambda: (layer(inputs) * flows).sum((1, 2, 3)) * images,
+            Rows((images,) * patients),
+            1e-9,
+        )
+        return _total(part.gradients) / (1e-9 * patients)
+
+    assert added(gradients._ROUNDING) <= 1 + 1e-4
+    if images == 64 and (way == "formed" or stride == 2):
+        assert added(0.0) > 2  # what the allowance is there for
 
 
 def test_the_allowance_for_rounding_only_ever_raises_a_norm(way):

@@ -119,18 +119,29 @@ def squared_norms(block: Block, bound: Tensor, rounding: float) -> Tensor:
     Args:
         block: The layer and what ran through it.
         bound: (patients,) what the squared norms would be if nothing cancelled.
-        rounding: Relative rounding error to allow for.
+        rounding: Twice the relative error of one operation.
     """
+    # The clipped sum is added up anew, in an order of its own: a sum of n products may differ
+    # from the true one by n / 2 times ``rounding`` of what it would be if nothing cancelled
+    # (Higham 2002, section 4.2), and the norm's own sum by as much again.
+    terms = block.flows[: block.count, 0].numel()
     if not is_shifting(block.layer):
-        return round_up(_unfolded(block), bound, rounding)
+        return round_up(_unfolded(block), bound, terms * rounding)
     if _gramming(block) < _forming(block):
-        return gram_squares(block) + rounding * bound
-    return round_up(form(block, keep=None)[1], bound, rounding)
+        squares = gram_squares(block) + _gram_terms(block) / 2 * rounding * bound
+        return round_up(squares, bound, terms / 2 * rounding)
+    return round_up(form(block, keep=None)[1], bound, terms * rounding)
 
 
-def round_up(squares: Tensor, bound: Tensor, rounding: float) -> Tensor:
-    """Squares of what was formed: its error entered before the square."""
-    return (squares.sqrt() + rounding * bound.sqrt()).square()
+def _gram_terms(block: Block) -> float:
+    """How many roundings an entry of the weighted Gram matrix and its share of a sum pass."""
+    channels = block.inputs.shape[1] + block.flows.shape[1]
+    return float(channels + block.kernel[0] * block.kernel[1] + 64)
+
+
+def round_up(squares: Tensor, bound: Tensor, error: float) -> Tensor:
+    """Squares of norms raised by a relative ``error`` of what they were without cancelling."""
+    return (squares.sqrt() + error * bound.sqrt()).square()
 
 
 def _forming(block: Block) -> float:

@@ -31,8 +31,8 @@ from synth_common.privacy.workspace import Workspace
 
 __all__ = ["ClippedSum", "PatientGradients", "Rows", "sum_gradients"]
 
-_ROUNDING = 4 * torch.finfo(torch.float32).eps
-"""Relative rounding error allowed for when a norm is computed from products that may cancel."""
+_ROUNDING = torch.finfo(torch.float32).eps
+"""Twice the relative error of one float32 operation; norms are rounded up by multiples of it."""
 
 
 @dataclass

@@ -35,8 +35,9 @@ class LayerGradient(ABC):
     """The patients' gradients in one layer that ran once.
 
     Products of one patient's rows may cancel, and then what is left of them in float32 may
-    be smaller than the gradient that is added up later. The bound on that error, which is
-    ``rounding`` times the product of the factors' norms, is added to every norm.
+    be smaller than the gradient that is added up later. A bound on that error is added to
+    every norm: ``rounding`` times the number of roundings, times what the norm would be if
+    nothing cancelled. Where norm and sum are made of the same numbers, a few are enough.
 
     Args:
         layer: The layer.
@@ -109,7 +110,12 @@ class _Linear(LayerGradient):
             a, b = a.view(patients, count, -1), b.view(patients, count, -1)
             gram = a @ a.mT + 1.0 if biased else a @ a.mT
             parts.append((gram * (b @ b.mT)).sum((1, 2)).clamp(min=0.0))
-        return _marked(torch.cat([bound[:0], *parts]) + rounding * bound, spoilt)
+        squares = torch.cat([bound[:0], *parts])
+        most = self.rows.counts[-1] if self.rows.counts else 1
+        if most > 1:
+            terms = self.inputs.shape[1] + self.flows.shape[1] + 64
+            squares = squares + terms / 2 * rounding * bound
+        return _marked(round_up(squares, bound, (most + 4) * rounding), spoilt)
 
     def weighted(self, factors: Tensor) -> dict[nn.Parameter, Tensor]:
         flows = self.flows * self.rows.per_row(factors)[:, None]
@@ -135,7 +141,7 @@ class _Convolution(LayerGradient):
             for number, (block, most) in enumerate(zip(blocks, bounds, strict=True)):
                 formed, squares = form(block, keep=(self.layer, number))
                 self._formed.append(formed)
-                parts.append(round_up(squares, most, rounding))
+                parts.append(round_up(squares, most, 4 * rounding))
             self.inputs = self.flows = self.flows[:0].clone()  # their memory is free again
         else:
             parts = [squared_norms(b, m, rounding) for b, m in zip(blocks, bounds, strict=True)]
