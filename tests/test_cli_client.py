@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import math
 
 import pytest
 from small_sites import OPERATOR, approve, small_plan, small_site
 
 from synth_client import cli
-from synth_client.budget import MOST_ROUNDS, rounds_that_fit, statement
+from synth_client.budget import rounds_that_fit, statement
 from synth_client.charge import plan_uses
 from synth_client.round import RoundRequest, train_round
 from synth_client.site import save_site
@@ -71,16 +73,43 @@ def test_the_account_says_what_was_spent_on_what_and_what_remains(tmp_path, run)
 
 
 def test_rounds_left_is_the_last_number_that_fits():
-    history, one, budget = [Use(1.0, 0.1, 20)], Use(1.2, 0.1, 10), Budget(6.0, 1e-5, "rdp")
-    left = rounds_that_fit(history, one, budget)
+    history, one = [Use(1.0, 0.1, 20)], Use(1.2, 0.1, 10)
+    budget = Budget(6.0, 1e-5, "rdp")
+    left = rounds_that_fit(history, one, budget, 1000)
 
     def cost(rounds):
         return epsilon([*history, Use(1.2, 0.1, 10 * rounds)], 1e-5, "rdp")
 
     assert left > 2
     assert cost(left) <= 6.0 < cost(left + 1)
-    assert rounds_that_fit([Use(0.3, 0.5, 100)], one, budget) == 0
-    assert rounds_that_fit([], Use(1e4, 1e-4, 1), budget) == MOST_ROUNDS
+    assert rounds_that_fit(history, one, budget, 2) == 2
+    assert rounds_that_fit([Use(0.3, 0.5, 100)], one, budget, 1000) == 0
+    assert rounds_that_fit(history, one, Budget(math.inf, 1e-5), 1000) == 1000
+
+
+@pytest.mark.parametrize("epsilon", ["inf", "1e4"])
+def test_a_budget_without_end_is_shown_at_once(tmp_path, run, epsilon):
+    _trained(tmp_path, rounds=1)
+    code, out, _ = run("budget", "--site", "north", "--set", epsilon, "--reason", "x")
+    assert code == 0
+    assert "lasts for 30 or more of the 3 rounds" in out
+
+
+def test_an_overspent_budget_says_so_everywhere(tmp_path, run):
+    _trained(tmp_path, rounds=2)
+    _, out, _ = run("budget", "--site", "north", "--set", "2", "--reason", "halt")
+    assert "OVERSPENT" in out
+    assert "before     epsilon 8" in out
+    assert "budget     epsilon 2" in out
+    file = tmp_path / "plan.json"
+    file.write_text(small_plan(epsilon=7.0).to_json())
+    _, out, _ = run("plan", "approve", str(file), "--site", "north", "--reason", "x", "--yes")
+    assert "does NOT FIT" in out
+    assert "these hold, too" in out
+    run("budget", "--site", "north", "--set", "7.5", "--reason", "go on")
+    file.write_text(small_plan(epsilon=7.1).to_json())
+    _, out, _ = run("plan", "approve", str(file), "--site", "north", "--reason", "x", "--yes")
+    assert "will add more noise, about " in out
 
 
 def test_only_the_operator_sets_the_budget_and_gives_a_reason(tmp_path, run):
@@ -138,6 +167,9 @@ def test_a_damaged_ledger_is_refused(tmp_path, run):
     site.ledger_path.with_suffix(".head").unlink()
     code, _, err = run("budget", "--site", "north")
     assert (code, "lost its anchor" in err) == (6, True)
+    site.ledger_path.write_bytes(b"")
+    code, _, err = run("budget", "--site", "north")
+    assert (code, "is not a ledger" in err) == (6, True)
 
 
 def test_a_plan_is_read_approved_and_revoked(tmp_path, run):
@@ -149,14 +181,19 @@ def test_a_plan_is_read_approved_and_revoked(tmp_path, run):
     assert code == 0
     assert '"clip_norm": 1.0' in out
     assert "epsilon goes from 0.000 to 7." in out
-    assert run("plan", "approve", str(file), *decided)[0] == 0
+    code, _, err = run("plan", "approve", str(file), *decided)
+    assert (code, "is approved already" in err) == (2, True)
     with Ledger.read(site.ledger_path) as ledger:
         assert len(ledger.approved()) == 1
     assert plan.digest() in run("plan", "show", "--site", "north")[1]
     code, _, err = run("plan", "revoke", "0" * 12, *decided[:4])
-    assert (code, "0 approved plans" in err) == (2, True)
+    assert (code, "0 plans that hold" in err) == (2, True)
     assert run("plan", "revoke", plan.digest()[:12], *decided[:4])[0] == 0
-    assert "no plan is approved" in run("plan", "show", "--site", "north")[1]
+    shown = run("plan", "show", "--site", "north")[1]
+    assert "by root: trial" in shown.replace(getpass.getuser(), "root")
+    assert "REVOKED" in shown
+    (kept,) = json.loads(run("plan", "show", "--site", "north", "--json")[1])
+    assert kept["revoked"][0]["reason"] == "trial"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ import torch
 from PIL import Image
 from simulation_scenario import write_tiny
 
-from synth_common.errors import CheckpointError, ConfigError, Interrupted, PrivacyError
+from synth_common.errors import (
+    BudgetError,
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    PrivacyError,
+)
 from synth_common.facts import Fact, read_facts
+from synth_common.privacy.ledger import Decision, Ledger
 from synth_common.reporting.factbook import FactBook
 from synth_server.checkpoint import load_latest
-from synth_sim import progress
+from synth_sim import federate, progress
 from synth_sim.run import RunOptions, run_scenario
 from synth_sim.sample import sample_run
 from synth_sim.scenario import Scenario, load_scenario
@@ -248,25 +256,44 @@ def test_a_round_lost_with_its_checkpoint_is_answered_from_the_outbox_for_free(
     assert _entries(out / "sites" / "alpha") == ["reserve", "commit"]
 
 
-def test_a_spent_budget_ends_training_in_good_order(tmp_path: Path) -> None:
-    scenario = _tiny(
-        tmp_path,
-        "partition.sites.0.budget_epsilon=0.01",
-        "partition.sites.1.budget_epsilon=0.01",
-    )
-    out = tmp_path / "run"
+def test_a_spent_budget_ends_training_in_good_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operators lower their budgets after the first of two rounds."""
+    scenario, out = _tiny(tmp_path), tmp_path / "run"
+    after_round = federate._after_round
+
+    def then_lower(run: federate.Federation, result: object) -> None:
+        after_round(run, result)
+        for site in run.sites:
+            with Ledger.hold(site.ledger_path) as ledger:
+                budget = replace(ledger.budget, epsilon=0.01)
+                ledger.set_budget(budget, Decision("alice", "stop"))
+
+    monkeypatch.setattr(federate, "_after_round", then_lower)
     run_scenario(scenario, RunOptions(out))
     book = _book(out)
-    assert book.value("run.rounds") == {"planned": 2, "completed": 0, "ended": "budget spent"}
+    assert book.value("run.rounds") == {"planned": 2, "completed": 1, "ended": "budget spent"}
     failures = book.all("federation.failure")
     assert {(f.site, f.value["code"]) for f in failures} == {
         ("alpha", "BudgetError"),
         ("beta", "BudgetError"),
     }
-    assert book.value("privacy.site", "alpha")["steps"] == 0
+    assert book.value("privacy.site", "alpha")["steps"] == 3
     assert "0.01" in (out / "sites" / "alpha" / "errors.log").read_text()
     assert not any("0.01" in str(f.value) for f in failures)
     assert (out / "report.html").is_file()
+
+
+def test_a_run_without_a_single_round_is_an_error_and_no_report(tmp_path: Path) -> None:
+    scenario = _tiny(
+        tmp_path,
+        "partition.sites.0.budget_epsilon=0.01",
+        "partition.sites.1.budget_epsilon=0.01",
+    )
+    with pytest.raises(BudgetError, match=r"no round could be trained.*errors\.log"):
+        run_scenario(scenario, RunOptions(tmp_path / "run"))
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_patient_unit_without_patient_ids_is_refused(

@@ -23,31 +23,37 @@ def accept(path: Path, budget: Budget, plan: Plan, decision: Decision) -> None:
             ledger.approve(plan.digest(), plan.to_json(), decision)
 
 
-def approve(site: Site, plan: Plan, decision: Decision) -> None:
-    """Approve a plan that this site can keep; approving it twice is approving it once.
+def approve(site: Site, plan: Plan, decision: Decision) -> list[str]:
+    """Approve a plan that this site can keep; returns the digests that hold beside it.
 
     Raises:
         PrivacyError: The site could not keep its promise; names the setting.
+        ConfigError: It is approved already.
         LedgerError, LedgerHeldError, StorageError: As :meth:`Ledger.hold`.
     """
     with Ledger.hold(site.ledger_path) as ledger:
         require_keepable(site, plan, ledger.budget)
-        if plan.digest() not in ledger.approved():
-            ledger.approve(plan.digest(), plan.to_json(), decision)
+        others = list(ledger.approved())
+        if plan.digest() in others:
+            raise ConfigError(f"plan {plan.digest()[:12]} is approved already; nothing was written")
+        ledger.approve(plan.digest(), plan.to_json(), decision)
+    return others
 
 
 def revoke(path: Path, beginning: str, decision: Decision) -> str:
     """Take back the approval of the plan whose digest begins so; returns the whole digest.
 
     Raises:
-        ConfigError: Fewer than eight characters, or not exactly one approved plan fits.
+        ConfigError: Fewer than eight characters, or not exactly one plan that holds fits.
     """
+    if len(beginning) < 8:
+        raise ConfigError(f"digest {beginning!r}: give at least its first eight characters")
     with Ledger.hold(path) as ledger:
         found = [digest for digest in ledger.approved() if digest.startswith(beginning)]
-        if len(beginning) < 8 or len(found) != 1:
+        if len(found) != 1:
             raise ConfigError(
-                f"digest {beginning!r}: {len(found)} approved plans begin so; give at least eight "
-                "characters of one (synth-client plan show)"
+                f"digest {beginning!r}: {len(found)} plans that hold begin so; see "
+                "synth-client plan show"
             )
         ledger.revoke(found[0], decision)
     return found[0]

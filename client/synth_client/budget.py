@@ -5,20 +5,21 @@ Everything here is read from the ledger and from public declarations; no image i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synth_client.charge import plan_uses
+from synth_client.charge import MOST_GROWTH, plan_uses, within_budget
 from synth_client.site import read_settings
 from synth_common.errors import BudgetError
 from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, epsilon, merged
 from synth_common.privacy.ledger import Budget, BudgetSet, Ledger
 
-MOST_ROUNDS = 10_000
-"""More rounds than this are not counted."""
+MOST_RUNS = 10
+"""Rounds that fit are counted up to so many whole runs: the cost of many takes long to compute."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class PlanOutlook:
     Attributes:
         digest: The plan.
         planned_rounds: Rounds of one whole run of it.
-        rounds_left: Rounds that still fit at ``noise_multiplier``, at most ``MOST_ROUNDS``.
+        rounds_left: Rounds that still fit at ``noise_multiplier``, at most ``MOST_RUNS`` runs.
         noise_multiplier: Of the run in progress, or of a new run; None without noise.
         sample_rate: Of this site.
     """
@@ -147,20 +148,22 @@ def _outlook(ledger: Ledger, budget: Budget, settings: dict[str, Any]) -> PlanOu
     last = [use for r in own for use in r.uses if use.purpose == "training"]
     one = Use((last[-1] if last else fresh).noise_multiplier, rate, fresh.steps)
     history = [*ledger.history(), *([] if own else once)]
-    left = rounds_that_fit(history, one, budget)
+    left = rounds_that_fit(history, one, budget, MOST_RUNS * plan.training.rounds)
     return PlanOutlook(digest, plan.training.rounds, left, one.noise_multiplier, rate)
 
 
-def rounds_that_fit(history: Sequence[Use], one: Use, budget: Budget) -> int:
-    """How many more rounds like ``one`` the budget bears, at most ``MOST_ROUNDS``."""
+def rounds_that_fit(history: Sequence[Use], one: Use, budget: Budget, most: int) -> int:
+    """How many more rounds like ``one`` the budget bears, at most ``most``."""
+    if math.isinf(budget.epsilon):
+        return most
 
     def fits(rounds: int) -> bool:
         uses = [*history, Use(one.noise_multiplier, one.sample_rate, rounds * one.steps)]
         return epsilon(uses, budget.delta, budget.accountant) <= budget.epsilon
 
     low, high = 0, 1
-    while low < MOST_ROUNDS and fits(high):  # small numbers first: large ones cost seconds
-        low, high = high, min(2 * high, MOST_ROUNDS)
+    while low < most and fits(high):  # small numbers first: large ones cost seconds
+        low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -175,10 +178,15 @@ def describe(account: Statement) -> list[str]:
     ]
     if account.spent is None or account.remaining is None:
         return [*lines, "budget     NOT SET: nothing can be used. --set EPSILON --reason TEXT"]
-    lines += [_budget_line(item) for item in account.budgets]
-    lines.append(f"spent      epsilon {account.spent:.4f}")
-    left = max(0.0, account.remaining)
-    lines.append(f"remains    epsilon {left:.4f} (costs compose, they do not add up)")
+    *before, now = account.budgets
+    lines += [_budget_line("before", item) for item in before] + [_budget_line("budget", now)]
+    lines.append(f"spent      epsilon {account.spent:.4f} at delta {now.budget.delta:g}")
+    if account.remaining < 0:
+        lines.append(f"OVERSPENT  by {-account.remaining:.4f}: everything is refused")
+    else:
+        lines.append(
+            f"remains    epsilon {account.remaining:.4f} (costs compose, they do not add up)"
+        )
     for run in account.runs:
         lost = f", {run.interrupted} interrupted and spent" if run.interrupted else ""
         lines.append(
@@ -193,11 +201,11 @@ def describe(account: Statement) -> list[str]:
     return [*lines, _outlook_line(account.outlook)]
 
 
-def _budget_line(item: BudgetSet) -> str:
+def _budget_line(name: str, item: BudgetSet) -> str:
     """One lifetime budget, for reading."""
     budget, why = item.budget, item.decision
     return (
-        f"budget     epsilon {budget.epsilon:g} per {budget.unit} at delta {budget.delta:g} "
+        f"{name:<10} epsilon {budget.epsilon:g} per {budget.unit} at delta {budget.delta:g} "
         f"({budget.accountant}), "
         f"set {item.time[:10]} by {why.operator}: {why.reason}"
     )
@@ -209,9 +217,12 @@ def _outlook_line(outlook: PlanOutlook | None) -> str:
         return "plan       none is approved: synth-client plan approve FILE"
     if outlook.noise_multiplier is None:
         return f"plan       {outlook.digest[:16]}: trains WITHOUT NOISE; no budget bounds it"
+    fit = f"{outlook.rounds_left}"
+    if outlook.rounds_left >= MOST_RUNS * outlook.planned_rounds:
+        fit += " or more"
     return (
-        f"plan       {outlook.digest[:16]}: {outlook.rounds_left} more rounds fit at noise "
-        f"{outlook.noise_multiplier:.4f} (a whole run has {outlook.planned_rounds})"
+        f"plan       {outlook.digest[:16]}: at noise {outlook.noise_multiplier:.4f} the budget "
+        f"lasts for {fit} of the {outlook.planned_rounds} rounds of a run"
     )
 
 
@@ -224,7 +235,7 @@ def cost_of(plan: Plan, directory: Path) -> str:
     with Ledger.read(directory / "ledger.sqlite") as ledger:
         budget, history = ledger.budget, ledger.history()
     if not plan.privacy.private:
-        if budget.epsilon < float("inf"):
+        if not math.isinf(budget.epsilon):
             raise BudgetError(
                 f"privacy.epsilon = inf trains without noise, but the budget is {budget.epsilon:g}"
             )
@@ -236,11 +247,21 @@ def cost_of(plan: Plan, directory: Path) -> str:
         epsilon([*history, *uses], budget.delta, budget.accountant)
         for uses in ((), plan_uses(plan, rate, rounds), plan_uses(plan, rate, rounds + spare))
     ]
-    use = plan_uses(plan, rate, rounds)[0]
-    fate = "" if costs[1] <= budget.epsilon else "; the site will add noise to stay within it"
+    use, *once = plan_uses(plan, rate, rounds)
     lost = f", or {costs[2]:.3f} with {spare} interrupted" if spare else ""
     return (
         f"noise {use.noise_multiplier:.3f}, sample rate {use.sample_rate:.4g}, {use.steps} steps: "
         f"the data set's epsilon goes from {costs[0]:.3f} to {costs[1]:.3f}{lost}, of "
-        f"{budget.epsilon:g}{fate}"
+        f"{budget.epsilon:g}{_fate([*history, *once], use, budget)}"
     )
+
+
+def _fate(spent: Sequence[Use], use: Use, budget: Budget) -> str:
+    """What becomes of a plan that costs more than the budget has left; empty if it fits."""
+    try:
+        noise = within_budget(budget, spent, use, MOST_GROWTH * use.noise_multiplier)
+    except BudgetError:
+        return ". It does NOT FIT: its rounds will be refused unless the budget is raised"
+    if noise == use.noise_multiplier:
+        return ""
+    return f". To stay within it the site will add more noise, about {noise:.3f}"

@@ -6,13 +6,15 @@ left of a plan is what the ledger has not committed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from synth_client.site import Site
 from synth_common.errors import BudgetError
 from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, calibrate, epsilon
-from synth_common.privacy.ledger import Ledger
+from synth_common.privacy.ledger import Budget, Ledger
 
-_MOST_GROWTH = 4.0
+MOST_GROWTH = 4.0
 """A round that needs this many times the noise of its plan would undo what was learnt."""
 
 
@@ -64,37 +66,33 @@ def _noise(ledger: Ledger, site: Site, plan: Plan, run_id: str, once: tuple[Use,
     own = ledger.history(run_id)
     left = max(1, training.rounds - ledger.committed_rounds(run_id)) * per_round
     planned = plan_uses(plan, rate, 1)[0].noise_multiplier
-    ceiling = _MOST_GROWTH * planned
+    ceiling = MOST_GROWTH * planned
     before = [use.noise_multiplier for use in own if use.purpose == "training"]
     noise = before[-1] if before else planned
     whole = [*own, *once, Use(noise, rate, left)]
     if epsilon(whole, terms.delta, terms.accountant) > terms.epsilon:
         target = (terms.epsilon, terms.delta)
         noise = calibrate([*own, *once], (rate, left), target, terms.accountant, ceiling)
-    return _within_budget(ledger, site, noise, (rate, left, ceiling), once)
+    return within_budget(ledger.budget, [*ledger.history(), *once], Use(noise, rate, left), ceiling)
 
 
-def _within_budget(
-    ledger: Ledger,
-    site: Site,
-    noise: float,
-    steps: tuple[float, int, float],
-    once: tuple[Use, ...],
-) -> float:
-    """The plan's noise, or what the site's lifetime budget asks for if that is more."""
-    rate, left, ceiling = steps
-    budget, spent = ledger.budget, [*ledger.history(), *once]
-    whole = epsilon([*spent, Use(noise, rate, left)], budget.delta, budget.accountant)
+def within_budget(budget: Budget, spent: Sequence[Use], rest: Use, ceiling: float) -> float:
+    """The noise of ``rest``, or what the site's lifetime budget asks for if that is more.
+
+    Raises:
+        BudgetError: No noise up to ``ceiling`` is enough.
+    """
+    whole = epsilon([*spent, rest], budget.delta, budget.accountant)
     if whole <= budget.epsilon:
-        return noise
-    goal = (budget.epsilon, budget.delta)
+        return rest.noise_multiplier
+    goal, steps = (budget.epsilon, budget.delta), (rest.sample_rate, rest.steps)
     try:
-        return calibrate(spent, (rate, left), goal, budget.accountant, ceiling)
+        return calibrate(spent, steps, goal, budget.accountant, ceiling)
     except BudgetError as err:
-        already = epsilon(ledger.history(), budget.delta, budget.accountant)
+        already = epsilon(spent, budget.delta, budget.accountant)
         raise BudgetError(
-            f"budget_epsilon = {budget.epsilon:.4g} of site {site.name}: {already:.4g} is spent, "
-            f"the {left} steps still planned would bring it to {whole:.4g}, and even "
-            f"{ceiling:.3g} times the clip norm as noise is too little: end this run, or have "
-            "the operator raise the budget (synth-client budget --set, with a reason)"
+            f"budget_epsilon = {budget.epsilon:.4g}: {already:.4g} is spent, the {rest.steps} "
+            f"steps still planned would bring it to {whole:.4g}, and even {ceiling:.3g} times the "
+            "clip norm as noise is too little: end this run, or have the operator raise the "
+            "budget (synth-client budget --set, with a reason)"
         ) from err

@@ -125,18 +125,30 @@ def _plain(value: Any) -> Any:
 
 
 @plan_app.command("show")
-def show_plan(site: SiteOption, home: HomeOption = _HOME) -> None:
-    """Print every approved plan, newest last."""
+def show_plan(
+    site: SiteOption,
+    home: HomeOption = _HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+) -> None:
+    """Print every plan that was ever approved, who approved or revoked it, when and why."""
     from synth_client.site import find_site
     from synth_common.privacy.ledger import Ledger
 
     with Ledger.read(find_site(home, site) / "ledger.sqlite") as ledger:
-        approved = ledger.approved()
-    if not approved:
+        plans = ledger.plans()
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in plans], indent=2))
+        return
+    if not plans:
         typer.echo("no plan is approved: synth-client plan approve FILE --site NAME")
-    for digest, text in approved.items():
-        typer.echo(f"plan {digest}")
-        typer.echo(json.dumps(json.loads(text), indent=2))
+    for item in plans:
+        typer.echo(f"plan {item.digest}")
+        why = item.decision
+        typer.echo(f"approved {item.time} by {why.operator}: {why.reason}")
+        if item.revoked is not None:
+            why, when = item.revoked
+            typer.echo(f"REVOKED {when} by {why.operator}: {why.reason}")
+        typer.echo(json.dumps(json.loads(item.plan), indent=2))
 
 
 @plan_app.command("approve")
@@ -148,9 +160,10 @@ def approve_plan(
     operator: OperatorOption = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
 ) -> None:
-    """Agree, once, to a plan: from then on the coordinator may ask for this and nothing else.
+    """Agree, once, to a plan: a coordinator may ask for what is approved and nothing else.
 
-    FILE is the plan as JSON. The command prints every setting and what it would cost.
+    FILE is the plan as JSON. Plans approved before go on to hold until they are revoked. The
+    command prints every setting and what it would cost.
     """
     from synth_client.approval import approve
     from synth_client.budget import cost_of
@@ -169,8 +182,10 @@ def approve_plan(
     typer.echo(cost_of(plan, directory))
     if not yes and not typer.confirm("Approve this plan?"):
         raise ConfigError("not approved; nothing was written")
-    approve(load_site(directory), plan, decision)
+    others = approve(load_site(directory), plan, decision)
     typer.echo("approved")
+    if others:
+        typer.echo(f"these hold, too: {', '.join(digest[:16] for digest in others)}")
 
 
 @plan_app.command("revoke")

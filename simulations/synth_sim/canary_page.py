@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_ENOUGH = 0.5
+"""With less power than this against half the noise, an audit that finds nothing says nothing."""
+
 
 def audit_lines(site: str, value: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name and value of every line of a result.
@@ -18,7 +21,7 @@ def audit_lines(site: str, value: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("site", site),
         ("claimed epsilon", f"{claim['epsilon']:.3f} at delta {claim['delta']:g}"),
-        ("verdict", str(value["verdict"]).upper()),
+        ("verdict", _verdict(value)),
         (
             "lower bound on epsilon",
             f"{value['cp_gdp']:.3f} with {sure:g} % confidence (CP-GDP; decides)",
@@ -50,6 +53,17 @@ def audit_lines(site: str, value: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{100 * power['efficiency']:.0f} % of the separation that the claim allows",
         ),
     ]
+
+
+def _verdict(value: Mapping[str, Any]) -> str:
+    """The verdict; one that could hardly have been another says so at once."""
+    words, half = str(value["verdict"]).upper(), value["power"]["half_noise"]
+    if value["verdict"] == "claim refuted" or half >= _ENOUGH:
+        return words
+    return (
+        f"{words}, BUT INCONCLUSIVE: with half the noise it would have been refuted with "
+        f"probability {_share(half)}; take more --canaries"
+    )
 
 
 def _share(probability: float) -> str:

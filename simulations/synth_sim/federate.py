@@ -88,6 +88,9 @@ def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple
         if ended.reason != "completed":
             _record_failures(run, strategy.outcome.failures, strategy.round)
             run.tell.note(f"training ended after round {ended.completed}: {ended.reason}")
+        if ended.completed == 0:
+            no_round = FederationError("no round could be trained, so there is nothing to judge")
+            raise _as_reported(run, strategy.outcome.failures, no_round)
         run.generator.load_shared_state(ended.state)
         began = time.perf_counter()
         run.tell.note("every site judges the generator on its held-out patients")
@@ -186,7 +189,9 @@ def _record_failures(run: Federation, failures: Sequence[Failure], number: int) 
     """Facts and a line on the terminal for every failed site."""
     source = f"{_SOURCE}._record_failures"
     for failure in failures:
-        run.tell.note(f"round {number}: {failure.site} failed: {failure.code}")
+        story = run.out / "sites" / failure.site / "errors.log"
+        hint = f"; {story} says why" if story.exists() else ""
+        run.tell.note(f"round {number}: {failure.site} failed: {failure.code}{hint}")
     run.log.extend(
         Fact(
             "federation.failure",

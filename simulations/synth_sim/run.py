@@ -64,7 +64,7 @@ def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
             return _run(scenario, options)
         except KeyboardInterrupt:
             raise Interrupted(
-                "stopped; finished rounds are kept. Continue with: synth-sim run "
+                "stopped; what was finished is kept. Continue with: synth-sim run "
                 f"{options.out / 'scenario.toml'} --out {options.out} --resume"
             ) from None
 

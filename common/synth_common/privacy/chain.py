@@ -176,10 +176,12 @@ def _connection(path: Path) -> Iterator[sqlite3.Connection]:
         # EXTRA also syncs the directory: a power cut cannot bring a finished write back.
         connection.execute("PRAGMA synchronous=EXTRA")
         connection.execute("SELECT count(*) FROM entries")
-    except sqlite3.OperationalError as err:
-        raise StorageError(f"cannot open ledger {path}: {err}") from err
     except sqlite3.DatabaseError as err:
-        raise LedgerError(f"{path} is not a ledger: {err}") from err
+        if isinstance(err, sqlite3.OperationalError) and "no such table" not in str(err):
+            raise StorageError(f"cannot open ledger {path}: {err}") from err
+        raise LedgerError(
+            f"{path} is not a ledger ({err}); restore it and its anchor from the newest backup"
+        ) from err
     try:
         yield connection
     finally:
@@ -219,8 +221,9 @@ def _read_anchor(path: Path) -> tuple[int, str]:
         return int(number), digest
     except (OSError, ValueError) as err:
         raise LedgerError(
-            f"{path} has lost its anchor ({_anchor_path(path).name}): {err}; "
-            "restore both from one backup"
+            f"{path} has lost its anchor: {_anchor_path(path).name} is missing or damaged, so that "
+            "an older copy could not be told. Restore both files from the newest backup; what was "
+            "spent since then is not in it"
         ) from err
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from synth_common.errors import BudgetError, ConfigError, LedgerError, PlanError
@@ -113,6 +113,25 @@ class BudgetSet:
     budget: Budget
     decision: Decision
     time: str
+
+
+@dataclass(frozen=True)
+class PlanDecision:
+    """An approval, and what became of it.
+
+    Attributes:
+        digest: The plan's digest.
+        plan: The plan as canonical JSON.
+        decision: Who approved it and why.
+        time: When, UTC.
+        revoked: Who took it back and why, and when; None while it holds.
+    """
+
+    digest: str
+    plan: str
+    decision: Decision
+    time: str
+    revoked: tuple[Decision, str] | None = None
 
 
 class Ledger:
@@ -217,15 +236,28 @@ class Ledger:
             )
         return budgets[-1].budget
 
-    def approved(self) -> dict[str, str]:
-        """Approved plans, canonical JSON by digest, in the order of their approval."""
-        plans: dict[str, str] = {}
+    def plans(self) -> list[PlanDecision]:
+        """Every plan that was ever approved, oldest first, revoked ones included."""
+        found: list[PlanDecision] = []
         for entry in self.entries:
             if entry.kind == "approve":
-                plans[entry.body["digest"]] = entry.body["plan"]
+                body = entry.body
+                found.append(
+                    PlanDecision(body["digest"], body["plan"], _decision(entry), entry.time)
+                )
             elif entry.kind == "revoke":
-                plans.pop(entry.body["digest"], None)
-        return plans
+                revoked = (_decision(entry), entry.time)
+                found = [
+                    replace(plan, revoked=revoked)
+                    if plan.digest == entry.body["digest"] and plan.revoked is None
+                    else plan
+                    for plan in found
+                ]
+        return found
+
+    def approved(self) -> dict[str, str]:
+        """Plans that hold, canonical JSON by digest, in the order of their approval."""
+        return {plan.digest: plan.plan for plan in self.plans() if plan.revoked is None}
 
     def reservations(self, run_id: str | None = None) -> list[Reservation]:
         """Every reservation, committed or not; of one run if ``run_id`` is given."""
