@@ -62,6 +62,7 @@ __all__ = [
     "Grid",
     "Message",
     "MetricRecord",
+    "PassingGrid",
     "RecordDict",
     "Run",
     "Strategy",
@@ -141,18 +142,22 @@ def delivered(message: Message, message_id: str, *, move: bool = False) -> Messa
     return copied
 
 
-class _EngineGrid(Grid):
-    """Flower's grid of a running simulation engine, which notices when the engine dies."""
+class PassingGrid(Grid):
+    """A grid around another one, for what watches or guards the messages that pass.
 
-    def __init__(self, inner: Grid, engine: threading.Thread) -> None:
+    Subclasses change :meth:`send_and_receive`.
+    """
+
+    def __init__(self, inner: Grid) -> None:
         self._inner = inner
-        self._engine = engine
 
     def set_run(self, run: Run) -> None:
+        """See Flower's Grid."""
         self._inner.set_run(run)
 
     @property
     def run(self) -> Run:
+        """See Flower's Grid."""
         return self._inner.run
 
     def create_message(
@@ -163,16 +168,34 @@ class _EngineGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
+        """See Flower's Grid."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
+        """See Flower's Grid."""
         return self._inner.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See Flower's Grid."""
         return self._inner.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See Flower's Grid."""
         return self._inner.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """See Flower's Grid."""
+        return self._inner.send_and_receive(messages, timeout=timeout)
+
+
+class _EngineGrid(PassingGrid):
+    """Flower's grid of a running simulation engine, which notices when the engine dies."""
+
+    def __init__(self, inner: Grid, engine: threading.Thread) -> None:
+        super().__init__(inner)
+        self._engine = engine
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -30,7 +30,7 @@ from synth_common.audit.canaries import (
 )
 from synth_common.errors import ConfigError, FederationError, StorageError
 from synth_common.facts import Fact, FactLog
-from synth_common.flower import Grid, Message, Run, state_of
+from synth_common.flower import Grid, Message, PassingGrid, state_of
 from synth_common.generators import build_generator
 from synth_common.generators.canary import CANARY_LENGTH, CANARY_WEIGHTS
 from synth_common.images.imageset import ImageSet, concatenate
@@ -144,7 +144,7 @@ def with_canaries(images: ImageSet, included: Flags, plan: Plan) -> ImageSet:
     return concatenate([replace(images, class_names=names), canaries])
 
 
-class CuriousGrid(Grid):
+class CuriousGrid(PassingGrid):
     """A grid that keeps a note of the canaries' weights on the way to and from one node.
 
     Attributes:
@@ -153,34 +153,10 @@ class CuriousGrid(Grid):
     """
 
     def __init__(self, inner: Grid, node: int) -> None:
-        self._inner, self._node = inner, node
+        super().__init__(inner)
+        self._node = node
         self.sent: list[npt.NDArray[np.float64]] = []
         self.replied: list[npt.NDArray[np.float64]] = []
-
-    def set_run(self, run: Run) -> None:
-        """See Flower's Grid."""
-        self._inner.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """See Flower's Grid."""
-        return self._inner.run
-
-    def create_message(self, *arguments: Any, **named: Any) -> Message:
-        """See Flower's Grid."""
-        return self._inner.create_message(*arguments, **named)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """See Flower's Grid."""
-        return self._inner.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See Flower's Grid."""
-        return self._inner.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See Flower's Grid."""
-        return self._inner.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
