@@ -132,7 +132,7 @@ def test_collapse_is_noticed_from_samples_alone():
 def test_a_critic_that_wins_and_a_gradient_that_vanishes_are_noticed():
     generator = _build("gan")
     labels, images = torch.zeros(8, dtype=torch.int64), torch.rand(8, 1, 28, 28)
-    generator.fake_accuracy.fill_(1.0)
+    generator.pace.accuracy.fill_(1.0)
     generator.gradient_norm.fill_(1e-9)
     warnings = " ".join(generator.health(images, labels).warnings)
     assert "divergence" in warnings

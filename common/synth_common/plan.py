@@ -40,6 +40,13 @@ class GeneratorPlan(StrictModel):
     ``size`` is in pixels (square), a multiple of 4 from 28 to 128. ``with_mask`` adds
     one output channel, so that an image and its mask are born together. ``canaries`` adds
     private parameters that only canary patients touch; for audits.
+
+    VAE: ``kl_schedule = "linear"`` lets the KL weight grow from 0 over the first ``kl_warmup``
+    of the run's steps; ``prior = "learned"`` trains a Gaussian of latents per class.
+
+    GAN: the critic takes ``critic_steps`` steps per generator step, doubled up to
+    ``critic_steps_max`` whenever its running accuracy on fakes falls below ``critic_floor``
+    (0: never); ``critic_constraint`` holds its weights within ``critic_bound``.
     """
 
     family: Family = "vae"
@@ -51,8 +58,15 @@ class GeneratorPlan(StrictModel):
     width: Annotated[int, Field(ge=8, le=512, multiple_of=8)] = 32
     dropout: Share = 0.0
     kl_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    kl_schedule: Literal["constant", "linear"] = "constant"
+    kl_warmup: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    prior: Literal["standard", "learned"] = "standard"
     fakes_per_step: Annotated[int, Field(ge=1)] = 64
-    critic_steps: Annotated[int, Field(ge=1)] = 2
+    critic_steps: Annotated[int, Field(ge=1, le=1024)] = 2
+    critic_floor: Share = 0.0
+    critic_steps_max: Annotated[int, Field(ge=1, le=1024)] = 16
+    critic_constraint: Literal["none", "spectral", "clip"] = "none"
+    critic_bound: Positive = 1.0
     canaries: Annotated[int, Field(ge=0, le=100_000)] = 0
 
     @field_validator("classes")
@@ -62,6 +76,21 @@ class GeneratorPlan(StrictModel):
             raise ValueError("class names must differ")
         return value
 
+    def kl_factor(self, step: int, total: int) -> float:
+        """What the KL weight is multiplied by at a step (0-based) of ``total``, in [0, 1]."""
+        if self.kl_schedule == "constant":
+            return 1.0
+        return min(1.0, (step + 1) / (self.kl_warmup * total))
+
+    @model_validator(mode="after")
+    def _pace_fits(self) -> GeneratorPlan:
+        if self.critic_floor > 0 and self.critic_steps_max < self.critic_steps:
+            raise ValueError(
+                f"critic_steps_max = {self.critic_steps_max} is below critic_steps = "
+                f"{self.critic_steps}; raise it, or set critic_floor = 0"
+            )
+        return self
+
 
 class TrainingPlan(StrictModel):
     """How long and how fast.
@@ -69,7 +98,8 @@ class TrainingPlan(StrictModel):
     ``patients_per_step`` is the public denominator of every private gradient: the expected
     number of patients in a Poisson draw, by declaration. ``learning_rate`` is that of the
     private steps (default: the family's own), ``generator_learning_rate`` that of a GAN's
-    generator, which meets no patient.
+    generator, which meets no patient and is trained where ``generator_training`` says: at
+    the sites between critic steps, or at the coordinator after each round.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 6
@@ -78,6 +108,7 @@ class TrainingPlan(StrictModel):
     physical_batch: Annotated[int, Field(ge=1)] = 256
     learning_rate: Positive | None = None
     generator_learning_rate: Positive = 5e-3
+    generator_training: Literal["site", "server"] = "site"
     schedule: Literal["constant", "cosine"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     ema_decay: Share = 0.99

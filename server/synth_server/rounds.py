@@ -24,7 +24,9 @@ from synth_common.flower import (
     arrays_of,
     state_of,
 )
+from synth_common.generators import build_generator
 from synth_common.plan import Plan
+from synth_common.randomness import derive_seed
 from synth_server.strategy import Outcome, UniformAverage
 
 State = dict[str, Tensor]
@@ -105,9 +107,27 @@ def run_rounds(
         )
         if averaged is None:
             return Ended(state, completed, strategy.outcome.ended or "stopped")
-        state, completed = state_of(averaged), number
+        state = refined(plan, state_of(averaged), strategy.run_id, number)
+        completed = number
         on_round(RoundResult(number, state, strategy.outcome, time.perf_counter() - began))
     return Ended(state, completed, "completed")
+
+
+def refined(plan: Plan, state: State, run_id: str, number: int) -> State:
+    """The tensors after what the coordinator does of its own, as post-processing.
+
+    Args:
+        plan: Says whether a GAN's generator is trained here; otherwise nothing is done.
+        state: The sites' average.
+        run_id: The run; with the round it decides all randomness: asked again, same answer.
+        number: The round, 1-based.
+    """
+    if plan.generator.family != "gan" or plan.training.generator_training != "server":
+        return state
+    generator = build_generator(plan.generator, seed=0)
+    generator.load_shared_state(state)
+    generator.refine(plan.training, derive_seed(0, "refine", run_id, number))
+    return generator.shared_state()
 
 
 def evaluate_sites(grid: Grid, strategy: UniformAverage, ended: Ended, timeout: float) -> Outcome:

@@ -135,6 +135,11 @@ class UniformAverage(Strategy):
         self._asked: list[str] = []
 
     @property
+    def run_id(self) -> str:
+        """The run that is asked for."""
+        return self._header.run_id
+
+    @property
     def round(self) -> int:
         """The round asked for last."""
         return self._header.round

@@ -86,9 +86,25 @@ class CanaryGenerator(Generator):
         """See :class:`Generator`."""
         self.inner.begin_round(training, kept)
 
+    def begin_step(self, step: int) -> None:
+        """See :class:`Generator`."""
+        self.inner.begin_step(step)
+
     def kept_state(self) -> dict[str, Tensor]:
         """See :class:`Generator`."""
         return self.inner.kept_state()
+
+    def refine(self, training: TrainingPlan, seed: int) -> None:
+        """See :class:`Generator`."""
+        self.inner.refine(training, seed)
+
+    def warm_start(self, decoder: Mapping[str, Tensor], label_gain: float = 1.0) -> None:
+        """See :class:`Generator`."""
+        self.inner.warm_start(decoder, label_gain)
+
+    def decode(self, latent: Tensor, labels: Tensor) -> Tensor | None:
+        """See :class:`Generator`."""
+        return self.inner.decode(latent, labels)
 
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """See :class:`Generator`."""

@@ -3,8 +3,11 @@
 The critic sees patients' images and is trained by DP-SGD. Fakes come from the generator,
 which has seen only the (private) critic: both the critic's loss on fakes and every step
 of the generator are post-processing. The number of fakes a step is fixed by the plan, so
-that it says nothing of how many patients were drawn. Labels enter the critic by
-projection (Miyato & Koyama 2018); the loss is non-saturating (Goodfellow et al. 2014).
+that it says nothing of how many patients were drawn. The loss is non-saturating
+(Goodfellow et al. 2014).
+
+Where the generator is trained is ``TrainingPlan.generator_training``: between the critic
+steps of every site, or at the coordinator, after each round, against the averaged critic.
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synth_common.generators.critic import Critic, CriticPace, constrain
 from synth_common.generators.interface import Generator, Health
 from synth_common.generators.networks import (
     Decoder,
-    Encoder,
     diversity,
     normal_per_seed,
     one_hot,
@@ -34,37 +37,19 @@ _LEAST_GRADIENT = 1e-6
 _CRITIC_WINS = 0.99
 
 
-class _Critic(nn.Module):
-    """Image and label to one logit: positive means real."""
-
-    def __init__(self, plan: GeneratorPlan, channels: int) -> None:
-        super().__init__()
-        self.encoder = Encoder(
-            channels, plan.size, plan.width, normalise=False, dropout=plan.dropout
-        )
-        self.summary = nn.Linear(self.encoder.features, 64)
-        self.score = nn.Linear(64, 1)
-        self.projection = nn.Linear(len(plan.classes), 64, bias=False)
-
-    def forward(self, images: Tensor, label: Tensor) -> Tensor:
-        """(B, C, S, S) and one-hot (B, classes) to (B,)."""
-        summary = F.leaky_relu(self.summary(self.encoder(images)), 0.2)
-        matched = (summary * self.projection(label)).sum(1) / math.sqrt(summary.shape[1])
-        logit: Tensor = self.score(summary).squeeze(1) + matched
-        return logit
-
-
 class GAN(Generator):
     """The GAN behind the generator interface."""
 
     def __init__(self, plan: GeneratorPlan) -> None:
         super().__init__()
         self.plan = plan
-        self.critic = _Critic(plan, self.out_channels)
+        self.critic = Critic(plan, self.out_channels)
+        constrain(self.critic, plan)
         self.generator = Decoder(plan, self.out_channels)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
-        self.register_buffer("fake_accuracy", torch.zeros(()))
+        self.pace = CriticPace(plan)
         self.register_buffer("gradient_norm", torch.ones(()))
+        self.register_buffer("generator_steps", torch.zeros(()))
         self._training = TrainingPlan()
         self._optimiser: torch.optim.Adam | None = None
 
@@ -106,53 +91,92 @@ class GAN(Generator):
         with torch.no_grad():
             fakes, label = self._fakes(self.plan.fakes_per_step, rng)
         logits = self.critic(fakes, label)
-        with torch.no_grad():
-            self.get_buffer("fake_accuracy").lerp_((logits < 0).float().mean(), 0.1)
+        self.pace.saw(logits.detach())
         return F.softplus(logits)
 
     def begin_round(self, training: TrainingPlan, kept: Mapping[str, Tensor]) -> None:
         """Set up the generator's optimiser, with the moments kept from the round before."""
         self._training = training
-        self._optimiser = torch.optim.Adam(
-            self.generator.parameters(), lr=training.generator_learning_rate, betas=(0.0, 0.99)
+        self._optimiser = None
+        if training.generator_training == "site":
+            self._optimiser = self._adam()
+            unpack_adam(self._optimiser, kept)
+
+    def _adam(self) -> torch.optim.Adam:
+        """A fresh optimiser of the generator."""
+        return torch.optim.Adam(
+            self.generator.parameters(),
+            lr=self._training.generator_learning_rate,
+            betas=(0.0, 0.99),
         )
-        unpack_adam(self._optimiser, kept)
 
     def kept_state(self) -> dict[str, Tensor]:
         """Moments of the generator's optimiser."""
         return {} if self._optimiser is None else pack_adam(self._optimiser)
 
     def public_step(self, step: int, rng: torch.Generator) -> None:
-        """One generator step after every ``critic_steps`` critic steps, and its average."""
-        if self._optimiser is None or (step + 1) % self.plan.critic_steps:
+        """Hold the critic's bound; at the sites, step the generator when its turn comes."""
+        constrain(self.critic, self.plan)
+        if self._optimiser is not None and self.pace.due():
+            self._generator_step(self._optimiser, rng)
+
+    def refine(self, training: TrainingPlan, seed: int) -> None:
+        """Train the generator at the coordinator, as post-processing of the averaged critic.
+
+        As many steps as a site would have taken in the round. The optimiser starts afresh, so
+        that a round depends on the averaged tensors and ``seed`` alone; without momentum, all
+        that it forgets is a scale.
+        """
+        if training.generator_training != "server":
             return
+        self._training = training
+        optimiser = self._adam()
+        self.train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # dropout's
+            rng = torch.Generator().manual_seed(seed)
+            for _ in range(max(1, training.steps_per_round // self.pace.critic_steps)):
+                self._generator_step(optimiser, rng)
+
+    def _generator_step(self, optimiser: torch.optim.Adam, rng: torch.Generator) -> None:
+        """One step towards what the critic takes for real, and the moving average."""
         parameters = list(self.generator.parameters())
         fakes, label = self._fakes(self.plan.fakes_per_step, rng)
         loss = F.softplus(-self.critic(fakes, label)).mean()
         gradients = torch.autograd.grad(loss, parameters)
         norm = torch.sqrt(sum((g.square().sum() for g in gradients), torch.zeros(())))
-        self.get_buffer("gradient_norm").lerp_(norm.cpu(), 0.1)
+        self.get_buffer("gradient_norm").lerp_(norm.to(self.get_buffer("gradient_norm")), 0.1)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        self._optimiser.step()
-        update_average(
-            self.average, self.generator, self._training.ema_decay, step // self.plan.critic_steps
-        )
+        optimiser.step()
+        taken = self.get_buffer("generator_steps")
+        update_average(self.average, self.generator, self._training.ema_decay, int(taken.item()))
+        taken.add_(1.0)
+
+    def warm_start(self, decoder: Mapping[str, Tensor], label_gain: float = 1.0) -> None:
+        """See :class:`Generator`; the moving average starts there too."""
+        self.generator.take(decoder, label_gain)
+        self.average.load_state_dict(self.generator.state_dict())
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+    def decode(self, latent: Tensor, labels: Tensor) -> Tensor:
         """See :class:`Generator`."""
         self.eval()
         device = next(self.parameters()).device
-        latent = normal_per_seed(seeds, self.plan.latent_dim).to(device)
-        logits: Tensor = self.average(latent, one_hot(labels.to(device), len(self.plan.classes)))
+        label = one_hot(labels.to(device), len(self.plan.classes))
+        logits: Tensor = self.average(latent.to(device), label)
         return logits.sigmoid().cpu()
+
+    def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+        """See :class:`Generator`."""
+        return self.decode(normal_per_seed(seeds, self.plan.latent_dim), labels)
 
     def health(self, images: Tensor, labels: Tensor) -> Health:
         """Diversity of samples, the critic's accuracy on fakes, the generator's gradient."""
         signals = {
             "diversity": diversity(images, labels),
-            "critic_accuracy_on_fakes": self.get_buffer("fake_accuracy").item(),
+            "critic_accuracy_on_fakes": self.pace.accuracy.item(),
+            "critic_steps": float(self.pace.critic_steps),
             "generator_gradient_norm": self.get_buffer("gradient_norm").item(),
             "largest_weight": max(p.abs().max().item() for p in self.parameters()),
         }
@@ -172,6 +196,18 @@ class GAN(Generator):
                 "divergence: the critic tells nearly every fake "
                 f"({signals['critic_accuracy_on_fakes']:.1%}), so the generator learns little"
             )
+        if self._critic_is_exhausted():
+            warnings.append(
+                "divergence: the critic does not keep up: at the most critic steps per generator "
+                f"step ({self.plan.critic_steps_max}) it still tells only "
+                f"{signals['critic_accuracy_on_fakes']:.1%} of fakes"
+            )
         if not math.isfinite(signals["largest_weight"]):
             warnings.append("divergence: a weight is not a finite number")
         return Health(signals, warnings)
+
+    def _critic_is_exhausted(self) -> bool:
+        """Whether more critic steps are wanted than the plan allows."""
+        most = self.pace.critic_steps >= max(self.plan.critic_steps_max, self.plan.critic_steps)
+        waiting = self.pace.grace.item() >= 0.5
+        return most and not waiting and self.pace.accuracy.item() < self.plan.critic_floor

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from synth_common.errors import CheckpointError
+from synth_common.generators.networks import require_fit
 from synth_common.plan import GeneratorPlan, TrainingPlan
 
 
@@ -112,9 +113,41 @@ class Generator(nn.Module, ABC):
         empty in the first.
         """
 
+    def begin_step(self, step: int) -> None:
+        """Set what depends on private step ``step`` (0-based, of the whole run): schedules."""
+
     def kept_state(self) -> dict[str, Tensor]:
         """What stays at the site between rounds (moments of a public optimiser)."""
         return {}
+
+    def refine(self, training: TrainingPlan, seed: int) -> None:
+        """Post-processing at the coordinator, once after each round, on the averaged tensors.
+
+        Sees nothing but what the sites released. ``seed`` decides all of its randomness, so
+        that a resumed run is the same run. Default: nothing.
+        """
+
+    def warm_start(self, decoder: Mapping[str, Tensor], label_gain: float = 1.0) -> None:
+        """Start from a decoder trained elsewhere, on released values only.
+
+        Args:
+            decoder: ``state_dict`` of a :class:`~synth_common.generators.networks.Decoder` of
+                the same plan and channels.
+            label_gain: The gain that decoder was built with. A family with another gain
+                rescales the label's weights, so that the same images come out.
+
+        Raises:
+            CheckpointError: A tensor is missing, unknown, of another shape or type or not
+                finite, or the family has no such decoder.
+        """
+        raise CheckpointError(f"a {type(self).__name__} has no decoder to start from")
+
+    def decode(self, latent: Tensor, labels: Tensor) -> Tensor | None:
+        """Images (N, out_channels, H, W) in [0, 1] of standard normal latents (N, latent_dim).
+
+        None by a family that has no latent space; :meth:`sample` is this at seeded latents.
+        """
+        return None
 
     @abstractmethod
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -145,15 +178,5 @@ class Generator(nn.Module, ABC):
         Raises:
             CheckpointError: A tensor is missing, unknown or of another shape or type.
         """
-        own = self.state_dict()
-        missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        if missing or unknown:
-            raise CheckpointError(f"weights do not fit: missing {missing}, unknown {unknown}")
-        for name, value in state.items():
-            claim, wanted = (tuple(value.shape), value.dtype), own[name]
-            if claim != (tuple(wanted.shape), wanted.dtype):
-                raise CheckpointError(
-                    f"weight {name} has shape and type {claim}, "
-                    f"expected {(tuple(wanted.shape), wanted.dtype)}"
-                )
+        require_fit(state, self.state_dict())
         self.load_state_dict(dict(state))

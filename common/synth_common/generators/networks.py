@@ -8,12 +8,13 @@ batch normalisation anywhere and group normalisation has no weights of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synth_common.errors import CheckpointError
 from synth_common.plan import GeneratorPlan
 
 PATCH = 4
@@ -100,7 +101,7 @@ class Decoder(nn.Module):
     def __init__(self, plan: GeneratorPlan, channels: int, label_gain: float = 1.0) -> None:
         super().__init__()
         classes, width = len(plan.classes), plan.width
-        self.label_gain = label_gain
+        self.label_gain, self.latent_dim = label_gain, plan.latent_dim
         sides = grids(plan.size)
         top = width * 2 ** (len(sides) - 1)
         self.side, self.top, self.dropout = sides[-1], top, plan.dropout
@@ -113,6 +114,29 @@ class Decoder(nn.Module):
             self.convolutions.append(nn.Conv2d(here, finer * 4, 3, padding=1))
             self.shifts.append(nn.Linear(classes, finer, bias=False))
         self.out = nn.Conv2d(width, channels * PATCH**2, 3, padding=1)
+
+    @torch.no_grad()
+    def take(self, state: Mapping[str, Tensor], label_gain: float) -> None:
+        """Take over another decoder's weights; ``label_gain`` is the gain it was built with.
+
+        The weights that a label meets are rescaled for the own gain, so that the images of
+        the two decoders are the same.
+
+        Raises:
+            CheckpointError: A weight is missing, unknown, of another shape or type, or not
+                finite; or the gain is not above 0.
+        """
+        require_fit(state, self.state_dict())
+        broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+        if broken:
+            raise CheckpointError(f"weight {broken[0]} holds NaN or infinity")
+        if not label_gain > 0:
+            raise CheckpointError(f"label_gain = {label_gain} must be above 0")
+        self.load_state_dict(dict(state))
+        scale = label_gain / self.label_gain
+        self.stem.weight[:, self.latent_dim :] *= scale
+        for weight in self.shifts.parameters():
+            weight.mul_(scale)
 
     def _activate(self, x: Tensor, shift: Tensor) -> Tensor:
         x = F.group_norm(x, 8) + shift[:, :, None, None]
@@ -153,3 +177,21 @@ def diversity(images: Tensor, labels: Tensor) -> float:
         if len(group) > 1:
             spreads.append(torch.pdist(group).mean().item() / math.sqrt(group.shape[1]))
     return sum(spreads) / len(spreads) if spreads else math.nan
+
+
+def require_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of ``own`` in name, shape and type.
+
+    Raises:
+        CheckpointError: Names the first tensor that does not fit.
+    """
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise CheckpointError(f"weights do not fit: missing {missing}, unknown {unknown}")
+    for name, value in state.items():
+        claim, wanted = (tuple(value.shape), value.dtype), own[name]
+        if claim != (tuple(wanted.shape), wanted.dtype):
+            raise CheckpointError(
+                f"weight {name} has shape and type {claim}, "
+                f"expected {(tuple(wanted.shape), wanted.dtype)}"
+            )

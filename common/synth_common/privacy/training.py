@@ -7,6 +7,7 @@ A step with nobody drawn still adds noise and still counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from synth_common.privacy.sampling import Draw, PatientSampler, physical_batches
 from synth_common.randomness import NoiseSource, derive_seed, secret_generator
 
 _PRIVATE, _PUBLIC = "private.", "public."
+_ADAM_EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,17 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
+def adam_epsilon(mechanism: Mechanism) -> float:
+    """Adam's epsilon, which must be small beside a gradient of C / L, not beside 1.
+
+    With it the step does not depend on the unit of the gradient: a clip of 1e-3 over many
+    patients trains like a clip of 1, instead of standing still.
+    """
+    if not math.isfinite(mechanism.clip_norm):
+        return _ADAM_EPSILON
+    return _ADAM_EPSILON * mechanism.clip_norm / mechanism.denominator
+
+
 class PrivateTrainer:
     """Trains one generator on one site's images.
 
@@ -125,6 +138,7 @@ class PrivateTrainer:
             generator.private_module.parameters(),
             lr=self._rate,
             betas=generator.private_betas,
+            eps=adam_epsilon(mechanism),
             weight_decay=training.weight_decay,
         )
         self._optimiser = PatientOptimiser(
@@ -150,6 +164,7 @@ class PrivateTrainer:
         with torch.random.fork_rng():  # dropout draws on the global generator
             for step in range(steps.first, steps.first + steps.count):
                 self._set_rate(step)
+                self._generator.begin_step(step)
                 clipped = self._private_gradient(self._secret_stream(), losses, norms)
                 rng = _public_stream(steps, step)
                 self._optimiser.private_step(clipped, self._public_gradient(rng))
