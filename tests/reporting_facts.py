@@ -11,7 +11,7 @@ import numpy as np
 
 from synth_common.facts import Fact, Scope
 from synth_common.plan import Plan, PrivacyPlan
-from synth_common.reporting.grids import write_grid
+from synth_common.reporting.grids import GridLook, write_grid
 
 SITES = ("guangzhou-north", "guangzhou-south", "nih-clinical-center")
 CLASSES = ["normal", "pneumonia"]
@@ -75,6 +75,19 @@ def run_facts(
                 "caption": "Procedurally drawn reference",
                 "rows": CLASSES,
                 "columns": 6,
+            },
+        ),
+        _fact(
+            "samples.traversal",
+            "samples/traversal-1.png",
+            "released",
+            detail={
+                "direction": 1,
+                "share": 0.4375,
+                "caption": "Direction 1, 44% of all change, from -3 to 3",
+                "rows": CLASSES,
+                "columns": 3,
+                "positions": [-3.0, 0.0, 3.0],
             },
         ),
     ]
@@ -439,6 +452,8 @@ def write_samples(run_dir: Path) -> None:
     images = np.clip(images + 0.3 * spots[:, None], 0, 1)
     write_grid(images, CLASSES, run_dir / "samples/synthetic.png", "Synthetic")
     write_grid(images, CLASSES, run_dir / "samples/phantom.png", "Phantom", masks=spots)
+    look = GridLook(headings=("-3", "0", "+3"))
+    write_grid(images[:6], CLASSES, run_dir / "samples/traversal-1.png", "Direction", look=look)
 
 
 def comparison_facts() -> list[Fact]:

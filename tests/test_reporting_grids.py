@@ -103,3 +103,18 @@ def test_what_is_no_grid_is_refused(
 def test_values_outside_an_image_are_refused(tmp_path: Path, value: float) -> None:
     with pytest.raises(DataError, match="leave"):
         write_grid(np.full((2, 1, 8, 8), value), ["a"], tmp_path / "g.png", "t")
+
+
+def test_headings_stand_above_their_columns_and_must_fit_them(tmp_path: Path) -> None:
+    images = np.full((6, 1, 16, 16), 0.5, np.float32)
+    plain, path = _drawn(tmp_path, images, ["a", "b"]), tmp_path / "headed.png"
+    look = GridLook(cell=16, gap=3, text=12, headings=("-1", "", "+1"))
+    write_grid(images, ["a", "b"], path, "A title", look=look)
+    with Image.open(path) as picture:
+        headed = np.asarray(picture.convert("RGB")).astype(int)
+    assert (_cells(headed, 2, 3) == _cells(plain, 2, 3)).all()
+    band = headed[-(12 + 16 + 19 + 12 + 12) : -(12 + 16 + 19), :]
+    inked = [(band[:, x : x + 19] < 200).any() for x in range(headed.shape[1] - 12 - 54, 0, -1)]
+    assert any(inked)
+    with pytest.raises(DataError, match="2 headings cannot stand above 3 columns"):
+        write_grid(images, ["a", "b"], path, "", look=GridLook(cell=16, headings=("1", "2")))

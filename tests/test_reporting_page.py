@@ -142,7 +142,7 @@ def test_every_recorded_value_is_on_the_page(run_dir: Path) -> None:
         str,
     )
     # What the page shows in another form, or leaves to the JSON.
-    elsewhere = {"data.source", "samples.grid", "generator.summary"}
+    elsewhere = {"data.source", "samples.grid", "samples.traversal", "generator.summary"}
     said_otherwise = {"lower", "higher", "training", "evaluation", "total"}
     lost = [
         (fact.name, value)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from synth_client.site import Site
     from synth_common.generators import Generator
-    from synth_common.plan import Plan
+    from synth_common.plan import GeneratorPlan, Plan
 
 _BATCH = 128
 
@@ -116,14 +116,19 @@ def sample_images(generator: Generator, labels: np.ndarray, seed: int) -> ImageS
     """
     import torch
 
-    plan = generator.plan
     seeds = [derive_seed(seed, "sample", i) for i in range(len(labels))]
     parts = [
         generator.sample(torch.from_numpy(labels[i : i + _BATCH]), seeds[i : i + _BATCH]).numpy()
         for i in range(0, len(labels), _BATCH)
     ]
-    shape = (0, generator.out_channels, plan.size, plan.size)
+    size = generator.plan.size
+    shape = (0, generator.out_channels, size, size)
     drawn = np.concatenate(parts) if parts else np.zeros(shape, dtype=np.float32)
+    return drawn_images(generator.plan, drawn, labels)
+
+
+def drawn_images(plan: GeneratorPlan, drawn: np.ndarray, labels: np.ndarray) -> ImageSet:
+    """What a generator drew, (N, channels and mask, H, W), as images and masks."""
     return ImageSet(
         images=np.clip(drawn[:, : plan.channels], 0.0, 1.0),
         labels=labels,

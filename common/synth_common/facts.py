@@ -81,6 +81,7 @@ CATALOGUE: Mapping[str, str] = {
     "utility.classification": "Classifier trained on synthetic, real or both, tested on real",
     "membership.attack": "A membership attack with baseline, control and intervals",
     "audit.canaries": "Lower bounds on epsilon from canaries, the verdict on the claim, the power",
+    "samples.traversal": "Images along one direction of the latent space, and its activity",
     "samples.grid": "A sample grid (file relative to the run directory)",
     "compare.row": "One row of a comparison of generators and budgets",
     "compare.together": "Epsilon of all private runs of a comparison on one site, composed",

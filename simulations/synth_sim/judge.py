@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from synth_client.evaluate import class_labels, sample_images
+from synth_client.evaluate import class_labels, drawn_images, sample_images
 from synth_client.site import Site
 from synth_common.evaluation.suite import evaluate_utility
 from synth_common.facts import Fact, Scope
 from synth_common.generators import Generator
+from synth_common.generators.traversal import POSITIONS, Direction, active_directions, traverse
 from synth_common.images.imageset import ImageSet, concatenate
 from synth_common.images.phantom import draw
 from synth_common.randomness import derive_seed
-from synth_common.reporting.grids import write_grid
+from synth_common.reporting.grids import GridLook, write_grid
 from synth_sim.scenario import Scenario
 
 _SOURCE = "synth_sim.judge"
@@ -55,17 +56,55 @@ def _named(images: ImageSet, site: str) -> ImageSet:
 def write_grids(
     scenario: Scenario, sites: Sequence[Site], generator: Generator, out: Path
 ) -> list[Fact]:
-    """Sample grids below ``out/samples``: synthetic, fitting phantoms, and real if asked.
+    """Below ``out/samples``: traversals, and grids of synthetic, phantom, and real if asked.
 
     Returns:
-        One ``samples.grid`` fact per picture.
+        One ``samples.grid`` fact per picture, and one ``samples.traversal`` fact per latent
+        direction of a family that has a latent space.
     """
     facts = [_synthetic_grid(scenario, generator, out)]
     if scenario.look is not None:
         facts.append(_phantom_grid(scenario, out))
     if scenario.report.show_real:
         facts += [_real_grid(scenario, site, out) for site in sites]
+    return facts + _traversals(scenario, generator, out)
+
+
+def _traversals(scenario: Scenario, generator: Generator, out: Path) -> list[Fact]:
+    """One picture and fact per active latent direction; from released weights alone."""
+    count, seed = scenario.report.traversals, derive_seed(scenario.seed, "traversal")
+    facts: list[Fact] = []
+    for number, direction in enumerate(active_directions(generator, count, seed), start=1):
+        drawn = traverse(generator, direction)
+        if drawn is not None:
+            facts.append(_traversal(scenario, (number, direction), drawn.numpy(), out))
     return facts
+
+
+def _traversal(
+    scenario: Scenario,
+    direction: tuple[int, Direction],
+    drawn: npt.NDArray[np.float32],
+    out: Path,
+) -> Fact:
+    """Write the picture of one numbered direction, classes in rows."""
+    (number, found), classes = direction, scenario.generator.classes
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), len(POSITIONS))
+    images = drawn_images(scenario.generator, drawn, labels)
+    caption = f"Direction {number}, {found.share:.0%} of all change, from -3 to 3"
+    name = f"samples/traversal-{number}.png"
+    look = GridLook(headings=tuple(f"{p:+g}" if p else "0" for p in POSITIONS))
+    write_grid(images.images, classes, out / name, caption, images.masks, look)
+    detail = {
+        "direction": number,
+        "share": found.share,
+        "caption": caption,
+        "rows": list(classes),
+        "columns": len(POSITIONS),
+        "positions": list(POSITIONS),
+    }
+    scope: Scope = "released" if scenario.privacy.private else "site-local"
+    return Fact("samples.traversal", name, scope, f"{_SOURCE}._traversals", detail=detail)
 
 
 def _grid(

@@ -67,11 +67,13 @@ class ReportConfig(StrictModel):
         phantom_look: Which phantoms stand beside the synthetic images; default: the look
             of the first phantom source, and none without one.
         grid_columns: Images per class in a grid.
+        traversals: Latent directions shown, the most active first; 0 shows none.
     """
 
     show_real: bool = False
     phantom_look: Look | None = None
     grid_columns: Annotated[int, Field(ge=1, le=32)] = 8
+    traversals: Annotated[int, Field(ge=0, le=16)] = 3
 
 
 class Scenario(StrictModel):

@@ -77,4 +77,5 @@ GENERATOR: Final = ("family", "parameters", "private_parameters", "travelling", 
 INTAKE: Final = ("offered", "accepted", "set_aside", "duplicates")
 ROUND: Final = ("replies", "seconds", "bytes_down", "bytes_up")
 RECONSTRUCTION: Final = ("ssim", "psnr", "mse", "mae")
+TRAVERSAL: Final = ("direction", "share", "caption", "rows", "columns", "positions")
 ELBO: Final = ("reconstruction_loss", "kl")

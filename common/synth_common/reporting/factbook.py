@@ -20,7 +20,7 @@ POOLED: Final = "All hospitals pooled"
 
 # What tells two facts of one name, site and round apart.
 _DISTINGUISHING = ("phase", "encoder", "trained_on", "source", "classifier")
-_BY_VALUE = {"training.warning", "samples.grid"}
+_BY_VALUE = {"training.warning", "samples.grid", "samples.traversal"}
 _BY_FIELD = {
     "membership.attack": ("attack",),
     "federation.failure": ("code",),

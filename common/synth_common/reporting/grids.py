@@ -30,11 +30,13 @@ class GridLook:
             smallest whole factor that reaches it.
         gap: Pixels between images.
         text: Height of the row labels in pixels.
+        headings: A text above each column; none if empty.
     """
 
     cell: int = 96
     gap: int = 4
     text: int = 22
+    headings: tuple[str, ...] = ()
 
 
 def write_grid(
@@ -64,6 +66,8 @@ def write_grid(
     _check(images, rows, masks)
     count, _, height, width = images.shape
     columns = count // len(rows)
+    if look.headings and len(look.headings) != columns:
+        raise DataError(f"{len(look.headings)} headings cannot stand above {columns} columns")
     factor = max(1, -(-look.cell // min(height, width)))
     tiles = [_tile(images[i], None if masks is None else masks[i], factor) for i in range(count)]
     picture = _compose(tiles, rows, columns, title, look)
@@ -122,13 +126,17 @@ def _compose(
     label_font, title_font = _font(look.text), _font(look.text + 2, bold=True)
     width, height = tiles[0].size
     left = _MARGIN + max(_length(label_font, name) for name in rows) + _MARGIN
-    top = _MARGIN + look.text + 2 + _MARGIN
+    heading = _MARGIN + look.text + 2 + _MARGIN
+    top = heading + (look.text + _MARGIN if look.headings else 0)
     grid_width = columns * (width + look.gap) - look.gap
     sheet_width = max(left + grid_width, _MARGIN + _length(title_font, title)) + _MARGIN
     sheet_height = top + len(rows) * (height + look.gap) - look.gap + _MARGIN
     sheet = Image.new("RGB", (sheet_width, sheet_height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((_MARGIN, _MARGIN), title, font=title_font, fill=_INK)
+    for column, name in enumerate(look.headings):
+        x = left + column * (width + look.gap) + width // 2
+        pen.text((x, heading), name, font=label_font, fill=_INK, anchor="mt")
     for row, name in enumerate(rows):
         y = top + row * (height + look.gap)
         pen.text((left - _MARGIN, y + height // 2), name, font=label_font, fill=_INK, anchor="rm")

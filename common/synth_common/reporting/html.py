@@ -37,6 +37,9 @@ def render_report(report: Mapping[str, Any], run_dir: Path) -> str:
             sentences=summary.sentences(report),
             figures=summary.key_figures(report),
             samples=[{**s, "image": _embedded(run_dir, s["path"])} for s in report["samples"]],
+            traversals=[
+                {**t, "image": _embedded(run_dir, t["path"])} for t in report["traversals"]
+            ],
             plots={
                 "epsilon": plots.epsilon_plot(report["privacy"]["sites"]),
                 "losses": plots.losses_plot(report["training"]["losses"]),

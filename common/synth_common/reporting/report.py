@@ -27,6 +27,7 @@ from synth_common.reporting.expected import (
     ROUND,
     RUN,
     SPLIT,
+    TRAVERSAL,
     UTILITY,
     UTILITY_DETAIL,
 )
@@ -72,6 +73,10 @@ def build_report(facts: Iterable[Fact]) -> dict[str, Any]:
         "samples": [
             {"path": f.value, **fields(f.detail, ("kind", "caption", "rows", "columns"))}
             for f in book.all("samples.grid")
+        ],
+        "traversals": [
+            {"path": f.value, "scope": f.scope, **fields(f.detail, TRAVERSAL)}
+            for f in book.all("samples.traversal")
         ],
         "other": _other(book),
     }
