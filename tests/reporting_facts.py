@@ -84,6 +84,7 @@ def run_facts(
             detail={
                 "direction": 1,
                 "share": 0.4375,
+                "change": 0.0625,
                 "caption": "Direction 1, 44% of all change, from -3 to 3",
                 "rows": CLASSES,
                 "columns": 3,

@@ -15,6 +15,7 @@ from synth_common.errors import ConfigError
 from synth_common.facts import read_facts
 from synth_common.generators import build_generator
 from synth_common.generators.traversal import POSITIONS, Direction, active_directions, traverse
+from synth_common.reporting.numbers import measured
 from synth_sim.run import RunOptions, run_scenario
 from synth_sim.scenario import load_scenario
 
@@ -100,6 +101,9 @@ def test_a_run_shows_its_most_active_directions(tmp_path: Path, family):
         assert f'alt="{fact.detail["caption"]}. Rows from the top: normal, lesion' in page
     shown = json.loads((out / "report.json").read_text())["traversals"]
     assert [t["share"] for t in shown] == [f.detail["share"] for f in facts]
+    for entry in shown:
+        assert 0 < entry["change"] < 1
+        assert f"A pixel changes by {measured(entry['change'])} from end to end" in page
 
 
 def test_a_run_shows_none_where_none_are_asked_for(tmp_path: Path):

@@ -91,6 +91,8 @@ def _traversal(
     (number, found), classes = direction, scenario.generator.classes
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), len(POSITIONS))
     images = drawn_images(scenario.generator, drawn, labels)
+    ends = drawn.reshape(len(classes), len(POSITIONS), -1).astype(np.float64)
+    change = float(np.sqrt(np.mean((ends[:, -1] - ends[:, 0]) ** 2)))
     caption = f"Direction {number}, {found.share:.0%} of all change, from -3 to 3"
     name = f"samples/traversal-{number}.png"
     look = GridLook(headings=tuple(f"{p:+g}" if p else "0" for p in POSITIONS))
@@ -98,6 +100,7 @@ def _traversal(
     detail = {
         "direction": number,
         "share": found.share,
+        "change": change,
         "caption": caption,
         "rows": list(classes),
         "columns": len(POSITIONS),

@@ -77,5 +77,13 @@ GENERATOR: Final = ("family", "parameters", "private_parameters", "travelling", 
 INTAKE: Final = ("offered", "accepted", "set_aside", "duplicates")
 ROUND: Final = ("replies", "seconds", "bytes_down", "bytes_up")
 RECONSTRUCTION: Final = ("ssim", "psnr", "mse", "mae")
-TRAVERSAL: Final = ("direction", "share", "caption", "rows", "columns", "positions")
+TRAVERSAL: Final = (
+    "direction",
+    "share",
+    "change",
+    "caption",
+    "rows",
+    "columns",
+    "positions",
+)
 ELBO: Final = ("reconstruction_loss", "kl")
