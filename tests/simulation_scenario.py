@@ -53,6 +53,8 @@ diversity_pairs = 6
 encoder_steps = 2
 classifier_steps = 3
 classifier_batch = 16
+segmenter_steps = 2
+segmenter_batch = 4
 utility_seeds = 1
 bootstrap = 20
 """

@@ -191,3 +191,14 @@ def test_real_chest_xrays_copies_are_found_and_other_patients_are_not(data_root:
         assert {f.value["verdict"] for f in facts} == {verdict}
         assert all(_covers_half(f.value["control_interval"]) for f in facts)
     assert facts[0].value["tpr_at_1pct_fpr"] < 0.05
+
+
+def test_large_sites_are_attacked_on_a_draw_of_their_patients(
+    sets: tuple[ImageSet, ImageSet, ImageSet],
+) -> None:
+    train, holdout, others = sets
+    config = EvaluationConfig(bootstrap=20, attack_patients=30)
+    fact = evaluate_membership(train, holdout, _synthetic(others), others, config, 0, "A")[0]
+    assert (fact.detail["n_members"], fact.detail["n_nonmembers"]) == (30, 30)
+    assert fact.detail["n_reference"] == 30
+    assert isinstance(fact.value["auc"], float)

@@ -241,3 +241,31 @@ def test_a_relative_path_needs_a_root() -> None:
 def test_unknown_keys_of_a_source_are_refused() -> None:
     with pytest.raises(ConfigError, match="lable_map"):
         validate(NpzSource, {"name": "s", "path": "x.npz", "lable_map": {}}, "data.sources")
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    pictures = _pictures(4)
+    inside = (pictures > 128).astype(np.uint8)
+    columns = {"who": np.array(["p", "p", "q", "r"]), "part": np.array(["train"] * 3 + ["test"])}
+    np.savez(tmp_path / "set.npz", scans=pictures, outlines=inside, x_train=pictures, **columns)
+    renamed = {
+        "image_key": "scans", "mask_key": "outlines", "patient_key": "who", "split_key": "part",
+        "single_class": "normal",
+    }  # fmt: skip
+    target = Target(size=32, channels=1, classes=CLASSES, with_mask=True)
+    images = _load(tmp_path, target, **renamed, splits=["train"]).images
+    assert images.patient_ids is not None
+    assert images.patient_ids.tolist() == ["p", "p", "q"]
+    np.testing.assert_array_equal(images.masks, inside[:3])
+    np.testing.assert_allclose(images.images[:, 0], pictures[:3] / 255, atol=1e-6)
+    for option in ("image_key", "mask_key", "patient_key", "split_key"):
+        with pytest.raises(DataError, match="key 'absent' is missing"):
+            _load(tmp_path, target, **{**renamed, option: "absent"})
+
+
+def test_a_hospital_column_of_several_numbers_is_one_text(tmp_path: Path) -> None:
+    sizes = np.array([[256, 320], [256, 256], [256, 320]], dtype=np.int16)
+    np.savez(tmp_path / "set.npz", images=_pictures(3), size_hw=sizes)
+    images = _load(tmp_path, single_class="normal", site_key="size_hw").images
+    assert images.sites is not None
+    assert images.sites.tolist() == ["256x320", "256x256", "256x320"]

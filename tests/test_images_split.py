@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from synth_common.errors import ConfigError, DataError
 from synth_common.images.duplicates import find_exact, linked_units, majority_labels, pixel_codes
 from synth_common.images.imageset import ImageSet
-from synth_common.images.split import split_patients
+from synth_common.images.split import own_split, split_patients
 
 
 def _set(
@@ -149,3 +150,36 @@ def test_a_unit_without_ids_is_the_image() -> None:
 def test_impossible_shares_are_refused(share: float) -> None:
     with pytest.raises(ConfigError, match="holdout_share"):
         split_patients(_set([1, 2, 3, 4]), share, 0)
+
+
+def _with_splits(images: ImageSet, splits: list[str]) -> ImageSet:
+    return replace(images, splits=np.array(splits))
+
+
+def test_a_sources_own_split_holds_out_its_test_part() -> None:
+    images = _with_splits(
+        _set([0, 1, 2, 3, 4, 4], [0, 0, 1, 2, 3, 3]),
+        ["train", "train", "val", "test", "test", "test"],
+    )
+    train, holdout = own_split(images, "source 's'")
+    assert train.patient_ids is not None
+    assert holdout.patient_ids is not None
+    assert train.patient_ids.tolist() == ["p0", "p0", "p1"]
+    assert holdout.patient_ids.tolist() == ["p2", "p3", "p3"]
+
+
+@pytest.mark.parametrize("patients", [[0, 1, 2, 3, 0], None])
+def test_nobody_and_no_picture_crosses_a_sources_own_split(patients: list[int] | None) -> None:
+    pictures = [0, 1, 2, 3, 4 if patients else 0]
+    images = _with_splits(_set(pictures, patients), ["train", "train", "test", "test", "test"])
+    with pytest.raises(DataError, match=r"source 's': 1 patients \(or pictures\) are both in"):
+        own_split(images, "source 's'")
+
+
+def test_an_own_split_that_is_none_is_refused() -> None:
+    images = _set([0, 1, 2, 3])
+    with pytest.raises(DataError, match="has no split of its own"):
+        own_split(images, "source 's'")
+    for splits in (["train"] * 4, ["test"] * 4, ["train", "train", "val", "test"]):
+        with pytest.raises(DataError, match=r"at least 1 and 2 are needed"):
+            own_split(_with_splits(images, splits), "source 's'")

@@ -188,6 +188,21 @@ def test_column() -> None:
         deal({"s": images}, _config([{"name": "north"}], kind="column"), 0)
 
 
+def test_a_site_of_several_column_values() -> None:
+    images = _set(30, images_each=1)
+    column = np.array(["a", "b", "c", "d", "e"])[np.arange(30) % 5]
+    shown = ImageSet(**{**vars(images), "sites": column})
+    sites = [{"name": "x", "column": ["a", "c"]}, {"name": "e"}]
+    dealt = deal({"s": shown}, _config(sites, kind="column"), 0)
+    assert _patients(dealt["x"]) == {
+        p for p, v in zip(images.patient_ids, column, strict=True) if v in "ac"
+    }
+    assert dealt["e"].unit_count() == 6
+    both = [{"name": "x", "column": ["a", "c"]}, {"name": "y", "column": ["d", "c"]}]
+    with pytest.raises(ConfigError, match=r"'y': another site has column value 'c' too \('x'\)"):
+        deal({"s": shown}, _config(both, kind="column"), 0)
+
+
 def test_a_site_with_too_few_patients_is_named() -> None:
     sites = [{"name": "large", "share": 50}, {"name": "tiny", "share": 1}]
     with pytest.raises(ConfigError, match=r"'tiny' would have 1 patients.*min_patients = 4"):

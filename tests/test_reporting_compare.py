@@ -46,6 +46,8 @@ def test_a_repeated_row_replaces_the_first() -> None:
         ("recall_conv", "Quality", "higher", "Recall conv"),
         ("ms_ssim_diversity", "Diversity", "higher", "MS-SSIM diversity"),
         ("utility_synthetic_balanced_accuracy", "Usefulness", "higher", None),
+        ("dice_synthetic", "Usefulness", "higher", "Dice synthetic"),
+        ("dice_ratio_to_real", "Usefulness", "higher", "Dice ratio to real"),
         ("membership_auc", "Membership risk", "lower", "Membership AUC"),
         ("training_seconds", "Time and memory", "lower", "Training time"),
         ("peak_memory_bytes", "Time and memory", "lower", "Peak memory"),

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -198,6 +199,7 @@ def test_every_single_missing_fact_is_marked_on_the_page(run_dir: Path) -> None:
     [
         ("quality.", "quality of the synthetic images"),
         ("utility.", "usefulness of the synthetic images"),
+        ("utility.segmentation", "usefulness of the synthetic images and masks"),
         ("membership.", "membership attacks on the synthetic images"),
         ("samples.", "sample images"),
         ("privacy.epsilon", "epsilon after each round"),
@@ -211,6 +213,20 @@ def test_a_missing_section_says_so(prefix: str, sentence: str, run_dir: Path) ->
     facts = [f for f in run_facts(sites=["only"], rounds=1) if not f.name.startswith(prefix)]
     text = "".join(_parsed(render_report(build_report(facts), run_dir)).text)
     assert f"NOT RECORDED: {sentence}" in text
+
+
+def test_one_class_with_masks_is_judged_by_dice(run_dir: Path) -> None:
+    facts = [
+        replace(f, value=["nuclei"]) if f.name == "data.classes" else f
+        for f in run_facts(sites=["only"], rounds=1)
+        if f.name != "utility.classification"
+    ]
+    text = "".join(_parsed(render_report(build_report(facts), run_dir)).text)
+    assert "There is one class (nuclei), so there is nothing to classify." in text
+    assert "A segmenter trained on synthetic images alone reached a Dice of 0.612" in text
+    assert "Dice, trained on synthetic" in text
+    assert "Usefulness for training a segmenter (small U-Net)" in text
+    assert "NOT RECORDED: usefulness" not in text
 
 
 def test_first_screen_of_each_kind_of_run(run_dir: Path) -> None:

@@ -157,6 +157,29 @@ def test_samples_depend_on_label_and_seed_alone(
         sample_run(out, 1, "lesion", tmp_path / "few")
 
 
+def test_masks_are_judged_beside_classes(tmp_path: Path) -> None:
+    from synth_sim.compare import _Case, _row_fact
+
+    overrides = ("generator.with_mask=true", "training.rounds=1", "evaluation.utility_images=5")
+    scenario, out = _tiny(tmp_path, *overrides), tmp_path / "masked"
+    run_scenario(scenario, RunOptions(out))
+    book = _book(out)
+    for name in ("utility.classification", "utility.segmentation"):
+        found = {(f.site, f.detail["trained_on"]): f for f in book.all(name)}
+        assert found.keys() == {
+            (s, t) for s in (None, "alpha", "beta") for t in ("synthetic", "real", "both")
+        }
+        assert found[None, "synthetic"].detail["n_train"] == 5  # evaluation.utility_images
+        assert found[None, "real"].detail["n_train"] > 5
+        assert {f.scope for f in found.values()} == {"site-local"}
+    pooled = found[None, "synthetic"]
+    row = _row_fact(_Case(scenario, (), out), list(read_facts(out / "facts.jsonl"))).value
+    assert row["dice_synthetic"] == pooled.value["dice"]
+    assert row["dice_synthetic_interval"] == pooled.detail["interval"]
+    assert row["dice_real"] == found[None, "real"].value["dice"]
+    assert row.get("dice_ratio_to_real") == pooled.value["ratio_to_real"]
+
+
 def test_a_comparison_row_holds_what_the_run_recorded(finished: tuple[Scenario, Path]) -> None:
     from synth_sim.compare import _Case, _row_fact
 

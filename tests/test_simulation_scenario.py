@@ -21,7 +21,13 @@ def test_every_packaged_scenario_is_valid_and_titled(name: str) -> None:
 
 
 def test_the_named_scenarios_are_packaged() -> None:
-    assert {"phantom-hospitals", "chest-xray-hospitals", "mednist"} <= packaged().keys()
+    assert {
+        "phantom-hospitals",
+        "chest-xray-hospitals",
+        "mednist",
+        "mnist",
+        "nuclei",
+    } <= packaged().keys()
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ CATALOGUE: Mapping[str, str] = {
     "quality.reconstruction": "SSIM, PSNR and pixel error of reconstructions (VAE)",
     "quality.elbo": "Reconstruction loss and KL on the holdout (VAE)",
     "utility.classification": "Classifier trained on synthetic, real or both, tested on real",
+    "utility.segmentation": "Segmenter trained on synthetic, real or both, tested on real",
     "membership.attack": "A membership attack with baseline, control and intervals",
     "audit.canaries": "Lower bounds on epsilon from canaries, the verdict on the claim, the power",
     "samples.traversal": "Images along one direction of the latent space, and its activity",

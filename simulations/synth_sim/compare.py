@@ -228,13 +228,21 @@ def _quality_columns(facts: Sequence[Fact]) -> dict[str, Any]:
 
 
 def _utility_columns(facts: Sequence[Fact]) -> dict[str, Any]:
-    """Pooled balanced accuracy by what the classifier was trained on, with its interval."""
+    """Pooled balanced accuracy and Dice by what was trained on, with their intervals."""
     columns: dict[str, Any] = {}
     for fact in _last(facts, "utility.classification"):
         if fact.site is None:
             trained_on = fact.detail.get("trained_on")
             columns[f"utility_{trained_on}"] = fact.value.get("balanced_accuracy")
             columns[f"utility_{trained_on}_interval"] = fact.detail.get("interval")
+    for fact in _last(facts, "utility.segmentation"):
+        if fact.site is None:
+            trained_on = fact.detail.get("trained_on")
+            columns[f"dice_{trained_on}"] = fact.value.get("dice")
+            columns[f"dice_{trained_on}_interval"] = fact.detail.get("interval")
+            if trained_on == "synthetic":
+                columns["dice_ratio_to_real"] = fact.value.get("ratio_to_real")
+                columns["dice_ratio_to_real_interval"] = fact.detail.get("ratio_interval")
     return columns
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from synth_client.evaluate import class_labels, drawn_images, sample_images
 from synth_client.site import Site
-from synth_common.evaluation.suite import evaluate_utility
+from synth_common.evaluation.suite import evaluate_segmentation, evaluate_utility
 from synth_common.facts import Fact, Scope
 from synth_common.generators import Generator
 from synth_common.generators.traversal import POSITIONS, Direction, active_directions, traverse
@@ -32,17 +32,25 @@ _SOURCE = "synth_sim.judge"
 def pooled_utility(
     scenario: Scenario, sites: Sequence[Site], generator: Generator, shares: Sequence[float] = ()
 ) -> list[Fact]:
-    """Classifiers on synthetic, real and both, tested on all sites' held-out patients.
+    """Classifiers, and segmenters where there are masks, on synthetic, real and both.
 
-    As many synthetic images as there are real training images, in the released ``shares`` of
-    the classes, or the classes in turn where none were released.
+    All are tested on all sites' held-out patients. There are as many synthetic images as real
+    training images, but at most ``evaluation.utility_images``, in the released ``shares`` of
+    the classes, or the classes in turn where none were released. A single class leaves nothing
+    to classify.
     """
     train = concatenate([_named(site.train, site.name) for site in sites])
     holdout = concatenate([_named(site.holdout, site.name) for site in sites])
     seed = derive_seed(scenario.seed, "utility")
-    labels = class_labels(scenario.plan, len(train), shares)
+    config, plan = scenario.evaluation, scenario.generator
+    labels = class_labels(scenario.plan, min(len(train), config.utility_images), shares)
     synthetic = sample_images(generator, labels, seed)
-    return evaluate_utility(train, holdout, synthetic, scenario.evaluation, seed)
+    facts = []
+    if len(plan.classes) > 1:
+        facts += evaluate_utility(train, holdout, synthetic, config, seed)
+    if plan.with_mask:
+        facts += evaluate_segmentation(train, holdout, synthetic, config, seed)
+    return facts
 
 
 def _named(images: ImageSet, site: str) -> ImageSet:

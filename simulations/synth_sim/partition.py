@@ -37,8 +37,8 @@ class SiteShare(StrictModel):
         name: The site; also the name of its directory.
         source: Source its patients come from; may be left out where there is only one.
         share: Its part of that source's patients, relative to the other sites of it.
-        column: Value of the source's hospital column (kind ``column``); the name of the
-            site where left out.
+        column: Value, or values, of the source's hospital column (kind ``column``); the name
+            of the site where left out.
         classes: The only classes the site sees (kind ``one-class``).
         nominal_patients: PUBLIC declaration of about how many training patients the
             site has. The sampling rate is computed from it, never from the data.
@@ -49,7 +49,7 @@ class SiteShare(StrictModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
     source: str | None = None
     share: Positive = 1.0
-    column: str | None = None
+    column: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     classes: tuple[str, ...] = ()
     nominal_patients: Annotated[int, Field(ge=1)]
     budget_epsilon: Annotated[float, Field(gt=0.0)] | None = None
@@ -260,21 +260,33 @@ def _patients_per_group(pool: _Pool) -> _Indices:
     return np.bincount(pairs[1], minlength=pool.count)
 
 
+def _column_values(site: SiteShare) -> tuple[str, ...]:
+    """The values of the hospital column that are this site's."""
+    column = site.column or site.name
+    return (column,) if isinstance(column, str) else column
+
+
 def _by_column(pool: _Pool, rng: np.random.Generator) -> _Indices:
     """Kind ``column``; -1 for patients of a value that no site names."""
     if pool.images.sites is None:
         names = [s.name for s in pool.sites]
         raise ConfigError(f"sites {names}: their source has no hospital column; set its site_key")
     values, index = np.unique(pool.images.sites, return_inverse=True)
-    wanted = [s.column or s.name for s in pool.sites]
-    for site, value in zip(pool.sites, wanted, strict=True):
-        if value not in values:
-            raise ConfigError(
-                f"site {site.name!r}: column value {value!r} is none of {list(map(str, values))}"
-            )
-        if wanted.count(value) > 1:
-            raise ConfigError(f"site {site.name!r}: another site has column value {value!r} too")
-    site_of_value = np.array([wanted.index(v) if v in wanted else -1 for v in values])
+    owners: dict[str, int] = {}
+    for number, site in enumerate(pool.sites):
+        for value in _column_values(site):
+            if value not in values:
+                raise ConfigError(
+                    f"site {site.name!r}: column value {value!r} is none of "
+                    f"{list(map(str, values))}"
+                )
+            if value in owners:
+                raise ConfigError(
+                    f"site {site.name!r}: another site has column value {value!r} too "
+                    f"({pool.sites[owners[value]].name!r})"
+                )
+            owners[value] = number
+    site_of_value = np.array([owners.get(str(value), -1) for value in values])
     return np.asarray(site_of_value[majority_labels(pool.groups, index, len(values))])
 
 

@@ -16,7 +16,7 @@ from synth_common.facts import Fact
 from synth_common.images.imageset import ImageSet
 from synth_common.images.preprocess import Target
 from synth_common.images.sources import SourceConfig, load_source
-from synth_common.images.split import split_patients
+from synth_common.images.split import own_split, split_patients
 from synth_common.privacy.ledger import Budget, Decision
 from synth_common.randomness import derive_seed
 from synth_sim.partition import SiteShare, deal
@@ -59,6 +59,9 @@ def prepare_sites(scenario: Scenario, out: Path) -> list[Fact]:
                 f"privacy.unit = 'patient', but source {config.name!r} has no patient ids; "
                 "set privacy.unit = 'image' (the guarantee then hides one image, not a person)"
             )
+        if scenario.data.holdout == "split":
+            # Before a site is made: what crosses here would cross at a site.
+            own_split(intake.images, f"source {config.name!r}")
         sources[config.name] = intake.images
         detail = {"source": config.name}
         facts += [
@@ -114,9 +117,7 @@ def _prepare_site(scenario: Scenario, share: SiteShare, images: ImageSet, out: P
     seed, name = scenario.seed, share.name
     if share.scanner is not None:
         images = apply(share.scanner, images, derive_seed(seed, "scanner", name))
-    train, holdout = split_patients(
-        images, scenario.data.holdout_share, derive_seed(seed, "split", name)
-    )
+    train, holdout = _split(scenario, name, images)
     if scenario.privacy.unit == "image":
         train, holdout = _without_patients(train), _without_patients(holdout)
     site = Site(
@@ -138,6 +139,14 @@ def _prepare_site(scenario: Scenario, share: SiteShare, images: ImageSet, out: P
         shift = share.scanner.as_fact_value()
         facts.append(Fact("data.scanner_shift", shift, "public", _SOURCE, site=name))
     return facts
+
+
+def _split(scenario: Scenario, name: str, images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """A site's training images and its holdout."""
+    if scenario.data.holdout == "split":
+        return own_split(images, f"site {name!r}")
+    seed = derive_seed(scenario.seed, "split", name)
+    return split_patients(images, scenario.data.holdout_share, seed)
 
 
 def _play_operator(site: Site, scenario: Scenario, budget_epsilon: float) -> None:

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -50,12 +50,16 @@ class DataConfig(StrictModel):
         reference: Public images like the sites' own, of nobody at a site: the encoder is
             trained on them and the membership adversary holds them. Left out, the encoder
             is untrained and the adversary gets half of each holdout.
-        holdout_share: Share of each site's patients kept for evaluation.
+        holdout: What is kept for evaluation: ``share``, a random share of each site's
+            patients; ``split``, what the source's own split calls ``test``, dealt to the
+            sites like the rest.
+        holdout_share: That share (holdout ``share`` only).
     """
 
     root: Path | None = None
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     reference: SourceConfig | None = None
+    holdout: Literal["share", "split"] = "share"
     holdout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
 
 

@@ -87,7 +87,8 @@ def evaluate_membership(  # noqa: PLR0913 - four sets of images that must not be
     """Run two black-box attacks with a blind baseline and a member-versus-member control.
 
     Patients are the units: each counts once, with its highest image. Images that occur on
-    both sides, or in the reference, are left out first.
+    both sides, or in the reference, are left out first. Of members, non-members and reference
+    at most ``config.attack_patients`` units each are drawn.
 
     Args:
         train: Images the generator was trained on (members).
@@ -115,6 +116,10 @@ def evaluate_membership(  # noqa: PLR0913 - four sets of images that must not be
     else:
         reference = _absent_from(reference, [train, holdout])
         reference_how = "the reference set"
+    train, holdout, reference = (
+        _some_units(images, config.attack_patients, numpy_stream(seed, "membership", "cap", name))
+        for name, images in (("train", train), ("holdout", holdout), ("reference", reference))
+    )
     encoder = random_convolutions(train.channels, _GRID)
     detail = {
         "n_members": train.unit_count(),
@@ -129,7 +134,8 @@ def evaluate_membership(  # noqa: PLR0913 - four sets of images that must not be
     if smallest < MIN_PATIENTS:
         return [_fact(_untested(name, detail), detail, site) for name in _ATTACKS]
     most = config.attack_images_per_patient
-    case = _case((_cap(train, most, rng), _cap(holdout, most, rng)), synthetic, reference, encoder)
+    sides = (_cap(train, most, rng), _cap(holdout, most, rng))
+    case = _case(sides, synthetic, reference, encoder)
     return _run_attacks(case, config.bootstrap, detail, seed, site)
 
 
@@ -265,6 +271,16 @@ def _split_units(images: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, 
     chosen[rng.permutation(count)[: count // 2]] = True
     mask = chosen[images.units()]
     return images.subset(mask), images.subset(~mask)
+
+
+def _some_units(images: ImageSet, most: int, rng: np.random.Generator) -> ImageSet:
+    """All units, or ``most`` of them drawn at random, each with all its images."""
+    count = images.unit_count()
+    if count <= most:
+        return images
+    chosen = np.zeros(count, dtype=bool)
+    chosen[rng.permutation(count)[:most]] = True
+    return images.subset(chosen[images.units()])
 
 
 def _cap(images: ImageSet, most: int, rng: np.random.Generator) -> ImageSet:

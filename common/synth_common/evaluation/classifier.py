@@ -14,7 +14,10 @@ from synth_common.evaluation.encoders import Images, extract_with, weights_sha25
 from synth_common.images.imageset import ImageSet
 from synth_common.randomness import derive_seed, numpy_stream
 
-_WIDTHS = (8, 16, 32, 64)
+WIDTH = 8
+"""Channels of the first layer; each of the next three doubles them."""
+
+_LAYERS = 4
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,20 @@ class Classifier:
         return torch.softmax(logits, dim=1).numpy()
 
 
-def classifier_name(steps: int, batch: int) -> str:
+def _widths(width: int) -> list[int]:
+    """Channels of the layers."""
+    return [width * 2**layer for layer in range(_LAYERS)]
+
+
+def classifier_name(steps: int, batch: int, width: int = WIDTH) -> str:
     """What the classifier is, in one line."""
-    layers = "-".join(map(str, _WIDTHS))
+    layers = "-".join(map(str, _widths(width)))
     return f"CNN {layers}, BatchNorm, {steps} class-balanced steps of {batch}"
 
 
-def train_classifier(train: ImageSet, steps: int, batch: int, seed: int) -> Classifier:
+def train_classifier(
+    train: ImageSet, steps: int, batch: int, seed: int, width: int = WIDTH
+) -> Classifier:
     """Train from scratch with class-balanced batches, so that rare classes count as much.
 
     Deterministic for equal arguments on one machine. The step count is fixed, so training
@@ -53,7 +63,7 @@ def train_classifier(train: ImageSet, steps: int, batch: int, seed: int) -> Clas
     classes = [np.flatnonzero(train.labels == c) for c in np.unique(train.labels)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "classifier", "weights"))
-        network = _network(train.channels, len(train.class_names))
+        network = _network(train.channels, len(train.class_names), width)
     # A third faster on processors; torch's stubs do not know the argument.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
@@ -70,7 +80,7 @@ def train_classifier(train: ImageSet, steps: int, batch: int, seed: int) -> Clas
         schedule.step()
     network.eval()
     digest = weights_sha256(network.state_dict().values(), "classifier")
-    return Classifier(classifier_name(steps, batch), digest, network)
+    return Classifier(classifier_name(steps, batch, width), digest, network)
 
 
 class _Centre(nn.Module):
@@ -80,11 +90,11 @@ class _Centre(nn.Module):
         return (images - 0.5) / 0.25
 
 
-def _network(channels: int, classes: int) -> nn.Module:
+def _network(channels: int, classes: int, first: int) -> nn.Module:
     """Strided convolutions with BatchNorm (this network is never released), then average."""
     layers: list[nn.Module] = [_Centre()]
     before = channels
-    for width in _WIDTHS:
+    for width in _widths(first):
         layers += [
             nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width),

@@ -18,11 +18,18 @@ class EvaluationConfig(StrictModel):
         neighbours: k of precision/recall and density/coverage.
         diversity_pairs: Image pairs behind the MS-SSIM diversity, over all classes.
         encoder_steps: Training steps of the self-supervised encoder (only with a reference).
-        classifier_steps: Training steps of each classifier.
+        classifier_steps: Training steps of each classifier; that of the Inception Score
+            takes at most 200.
         classifier_batch: Images in one of these steps.
-        utility_seeds: Classifiers per setting (synthetic, real, both).
+        classifier_width: Channels of the classifier's first layer; the next three double them.
+        segmenter_steps: Training steps of each segmenter (only with masks).
+        segmenter_batch: Images in one of these steps.
+        utility_seeds: Classifiers, and segmenters, per setting (synthetic, real, both).
+        utility_images: Most synthetic images to draw for utility; below it, as many as there
+            are real training images.
         bootstrap: Resamples behind an interval.
-        attack_images_per_patient: Most images of one patient that a membership attack sees.
+        attack_patients: Most members, and most non-members, that a membership attack sees.
+        attack_images_per_patient: Most images of one patient that it sees.
     """
 
     synthetic_images: Annotated[int, Field(ge=1)] = 512
@@ -32,6 +39,11 @@ class EvaluationConfig(StrictModel):
     encoder_steps: Annotated[int, Field(ge=1)] = 200
     classifier_steps: Annotated[int, Field(ge=1)] = 200
     classifier_batch: Annotated[int, Field(ge=2)] = 64
+    classifier_width: Annotated[int, Field(ge=1, le=128)] = 8
+    segmenter_steps: Annotated[int, Field(ge=1)] = 300
+    segmenter_batch: Annotated[int, Field(ge=2)] = 8
     utility_seeds: Annotated[int, Field(ge=1)] = 3
+    utility_images: Annotated[int, Field(ge=1)] = 20_000
     bootstrap: Annotated[int, Field(ge=20)] = 500
+    attack_patients: Annotated[int, Field(ge=20)] = 4000
     attack_images_per_patient: Annotated[int, Field(ge=1)] = 4

@@ -28,6 +28,7 @@ from synth_common.evaluation.fidelity import (
 )
 from synth_common.evaluation.reconstruction import evaluate_reconstruction
 from synth_common.evaluation.resampling import comparable_count, draw_like
+from synth_common.evaluation.segmentation import evaluate_segmentation
 from synth_common.evaluation.selfsupervised import selfsupervised_encoder, usable_reference
 from synth_common.evaluation.utility import evaluate_utility
 from synth_common.facts import Fact
@@ -38,6 +39,7 @@ __all__ = [
     "EvaluationConfig",
     "evaluate_fidelity",
     "evaluate_reconstruction",
+    "evaluate_segmentation",
     "evaluate_utility",
     "fidelity_encoders",
 ]
@@ -47,6 +49,7 @@ Array = npt.NDArray[np.float64]
 MIN_IMAGES = 20
 """Below this many images a side, distances between sets are not reported."""
 
+_SCORER_STEPS = 200  # at most: every site trains the Inception Score's classifier
 _SOURCE = "synth_common.evaluation.suite.evaluate_fidelity"
 _FLOOR = "real training images in place of the synthetic ones, other patients, same N and class mix"
 _BETTER = {
@@ -229,7 +232,7 @@ def _inception_fact(
         return _fact("inception_score", None, detail, None, site)
     classifier = train_classifier(
         train,
-        config.classifier_steps,
+        min(config.classifier_steps, _SCORER_STEPS),
         config.classifier_batch,
         derive_seed(seed, "fidelity", "inception"),
     )

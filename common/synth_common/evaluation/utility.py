@@ -91,6 +91,7 @@ def _run_trial(
             config.classifier_batch,
             # The same seeds for every setting, so that settings differ in their images only.
             derive_seed(seed, "utility", repeat),
+            config.classifier_width,
         ).probabilities(holdout.images)
         for repeat in range(config.utility_seeds)
     ]
@@ -128,7 +129,9 @@ def _fact(
             "n_train": trial.n_train,
             "n_test": len(part),
             "test_patients": part.unit_count(),
-            "classifier": classifier_name(config.classifier_steps, config.classifier_batch),
+            "classifier": classifier_name(
+                config.classifier_steps, config.classifier_batch, config.classifier_width
+            ),
             "per_class": dict(zip(present, map(float, recalls), strict=True)),
         },
     )

@@ -47,9 +47,11 @@ class NpzSource(StrictModel):
         label_map: Source class -> canonical class, for names that differ.
         leave_out: Source classes whose images are set aside.
         splits: Which of the file's own splits to take; None takes all.
-        label_key: Key of the labels (own layout only).
+        image_key, mask_key, patient_key, split_key, label_key: Keys of the columns, where the
+            file calls them otherwise (own layout only).
         single_class: Every image has this class; the file needs no labels.
-        site_key: Key of a hospital column (own layout only).
+        site_key: Key of a hospital column (own layout only). A row of several numbers, such
+            as an image's original height and width, is read as one text: ``256x320``.
         site_names: Names of the hospitals in the order of the column's integers.
     """
 
@@ -61,6 +63,10 @@ class NpzSource(StrictModel):
     label_map: dict[str, str] = Field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
     splits: tuple[str, ...] | None = None
+    image_key: str = "images"
+    mask_key: str = "masks"
+    patient_key: str = "patient_ids"
+    split_key: str = "split"
     label_key: str = "labels"
     single_class: str | None = None
     site_key: str | None = None
@@ -106,7 +112,7 @@ def load_npz(source: NpzSource, target: Target, path: Path) -> Collected:
         ConfigError: The label map does not fit.
     """
     where = f"source {source.name!r} ({path})"
-    columns = _pick_splits(_read(source, path, where), source.splits, where)
+    columns = _pick_splits(_read(source, path, where), source, where)
     _check_lengths(columns, where)
     n = len(columns.images)
     if n == 0:
@@ -134,7 +140,9 @@ def _image_set(
     masks = None
     if target.with_mask:
         if columns.masks is None:
-            raise DataError(f"{where}: has no key 'masks', but generator.with_mask is true")
+            raise DataError(
+                f"{where}: has no key {source.mask_key!r}, but generator.with_mask is true"
+            )
         masks = preprocess_masks(columns.masks, target.size)
     return ImageSet(
         images=preprocess_images(columns.images, target, f"{where}: images"),
@@ -196,7 +204,10 @@ class _Archive:
 
 def _read_layout(archive: _Archive, source: NpzSource) -> _Columns:
     """The columns of whichever layout the keys belong to."""
-    if not any(key in archive.keys for key in ("train_images", "x_train")):
+    foreign = source.image_key == "images" and any(
+        key in archive.keys for key in ("train_images", "x_train")
+    )
+    if not foreign:
         return _read_own(archive, source)
     if source.site_key is not None:
         raise DataError(
@@ -230,14 +241,28 @@ def _read_own(archive: _Archive, source: NpzSource) -> _Columns:
     """The layout ``images, labels [, patient_ids, masks, split]``."""
     single = source.single_class is not None
     return _Columns(
-        images=archive.get("images"),
+        images=archive.get(source.image_key),
         labels=None if single else _flat(archive.get(source.label_key), archive.where),
         class_names=_class_names(archive, source),
-        patient_ids=archive.find("patient_ids"),
-        masks=archive.find("masks"),
-        sites=None if source.site_key is None else archive.get(source.site_key),
-        splits=archive.find("split"),
+        patient_ids=_column(archive, source, "patient_key"),
+        masks=_column(archive, source, "mask_key"),
+        sites=None if source.site_key is None else _joined(archive.get(source.site_key)),
+        splits=_column(archive, source, "split_key"),
     )
+
+
+def _column(archive: _Archive, source: NpzSource, option: str) -> npt.NDArray[Any] | None:
+    """An optional column under its usual key; one that the source renames must be there."""
+    key = getattr(source, option)
+    usual = key == NpzSource.model_fields[option].default
+    return archive.find(key) if usual else archive.get(key)
+
+
+def _joined(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A column whose rows are several numbers, (N, k), as text: ``256x320``."""
+    if column.ndim != 2:
+        return column
+    return np.array(["x".join(map(str, row)) for row in column.tolist()], dtype=np.str_)
 
 
 def _class_names(archive: _Archive, source: NpzSource) -> tuple[str, ...]:
@@ -286,12 +311,15 @@ def _known_splits(wanted: Sequence[str] | None, there: Sequence[str], where: str
     return list(wanted)
 
 
-def _pick_splits(columns: _Columns, wanted: Sequence[str] | None, where: str) -> _Columns:
+def _pick_splits(columns: _Columns, source: NpzSource, where: str) -> _Columns:
     """Rows of the chosen splits (the other layouts have chosen while reading)."""
+    wanted = source.splits
     if wanted is None:
         return columns
     if columns.splits is None:
-        raise DataError(f"{where}: splits = {list(wanted)}, but the file has no key 'split'")
+        raise DataError(
+            f"{where}: splits = {list(wanted)}, but the file has no key {source.split_key!r}"
+        )
     there = text_column(columns.splits)
     chosen = _known_splits(wanted, sorted({str(s) for s in there}), where)
     return columns.rows(np.isin(there, chosen))

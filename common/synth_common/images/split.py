@@ -1,4 +1,4 @@
-"""Train and holdout of one site, by patient."""
+"""Train and holdout, by patient: drawn at random, or as the source itself splits them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from synth_common.randomness import numpy_stream
 
 MIN_TRAIN = 1
 MIN_HOLDOUT = 2
+
+HELD_OUT = "test"
+"""The part of a source's own split that is its holdout; every other part is for training."""
 
 
 def split_patients(images: ImageSet, holdout_share: float, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -53,6 +56,44 @@ def split_patients(images: ImageSet, holdout_share: float, seed: int) -> tuple[I
         held[rng.permutation(np.flatnonzero(strata == label))[:quota]] = True
     inside = held[groups]
     return images.subset(~inside), images.subset(inside)
+
+
+def own_split(images: ImageSet, where: str) -> tuple[ImageSet, ImageSet]:
+    """Train and holdout as the source splits them: what it calls ``test`` is held out.
+
+    For figures that others published on the same test images.
+
+    Args:
+        images: Images with the source's own split.
+        where: Names them in a refusal.
+
+    Returns:
+        Train (``train``, ``val`` and whatever else there is) and holdout, each in the order
+        of ``images``.
+
+    Raises:
+        DataError: No own split, fewer patients than one in train and two in the holdout, or a
+            patient, or a picture, on both sides.
+    """
+    if images.splits is None:
+        raise DataError(f"{where}: has no split of its own; use data.holdout = 'share'")
+    inside = images.splits == HELD_OUT
+    groups = linked_units(images)
+    sides = np.unique(np.stack([groups, inside]), axis=1)
+    crossing = int((np.bincount(sides[0]) > 1).sum()) if sides.size else 0
+    if crossing:
+        raise DataError(
+            f"{where}: {crossing} patients (or pictures) are both in {HELD_OUT!r} and outside of "
+            "it in the source's own split; use data.holdout = 'share', which splits by patient"
+        )
+    train, holdout = images.subset(~inside), images.subset(inside)
+    if train.unit_count() < MIN_TRAIN or holdout.unit_count() < MIN_HOLDOUT:
+        raise DataError(
+            f"{where}: the source's own split leaves {train.unit_count()} patients to train on and "
+            f"{holdout.unit_count()} in {HELD_OUT!r}; at least {MIN_TRAIN} and {MIN_HOLDOUT} are "
+            "needed. Use data.holdout = 'share' or other sites"
+        )
+    return train, holdout
 
 
 def _quotas(sizes: npt.NDArray[np.int64], wanted: int) -> npt.NDArray[np.int64]:

@@ -28,6 +28,7 @@ _BY_WORD: Final[tuple[tuple[str, str, str], ...]] = (
     ("recall_per_class", "Usefulness", "higher"),
     ("accuracy", "Usefulness", "higher"),
     ("utility", "Usefulness", "higher"),
+    ("dice", "Usefulness", "higher"),
     ("frechet", "Quality", "lower"),
     ("kid", "Quality", "lower"),
     ("precision", "Quality", "higher"),

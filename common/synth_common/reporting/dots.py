@@ -47,6 +47,22 @@ def utility_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
     Args:
         records: ``report["utility"]["classification"]``.
     """
+    return _by_training(records, "utility", "balanced_accuracy", "Balanced accuracy")
+
+
+def segmentation_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
+    """Dice by what the segmenter was trained on; None without numbers.
+
+    Args:
+        records: ``report["utility"]["segmentation"]``.
+    """
+    return _by_training(records, "segmentation", "dice", "Dice")
+
+
+def _by_training(
+    records: Sequence[Mapping[str, Any]], name: str, score: str, title: str
+) -> Plot | None:
+    """A score with its interval, by what was trained on."""
     many = len({r["site"] for r in records}) > MANY
     dots = [
         dot
@@ -56,19 +72,18 @@ def utility_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
                 *_place(
                     record, TRAINED_ON.get(record["trained_on"], str(record["trained_on"])), many
                 ),
-                record["balanced_accuracy"],
+                record[score],
                 record["interval"],
             )
         )
     ]
-    alt = "Balanced accuracy on real held-out patients: " + listed(
+    alt = f"{title} on real held-out patients: " + listed(
         [
-            f"{r['site'] or POOLED}, trained on {r['trained_on']}: "
-            f"{measured(r['balanced_accuracy'])}"
+            f"{r['site'] or POOLED}, trained on {r['trained_on']}: {measured(r[score])}"
             for r in records
         ]
     )
-    return _one_panel("utility", alt, dots, "Balanced accuracy (1 is perfect)")
+    return _one_panel(name, alt, dots, f"{title} (1 is perfect)")
 
 
 def membership_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:

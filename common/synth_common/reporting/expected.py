@@ -59,6 +59,19 @@ UTILITY_DETAIL: Final = (
     "test_patients",
     "classifier",
 )
+SEGMENTATION: Final = ("dice", "dice_nonempty", "ratio_to_real")
+SEGMENTATION_DETAIL: Final = (
+    "trained_on",
+    "interval",
+    "ratio_interval",
+    "seeds",
+    "n_train",
+    "n_test",
+    "n_nonempty",
+    "test_patients",
+    "segmenter",
+    "per_class",
+)
 ATTACK: Final = (
     "attack",
     "auc",

@@ -45,6 +45,7 @@ def render_report(report: Mapping[str, Any], run_dir: Path) -> str:
                 "losses": plots.losses_plot(report["training"]["losses"]),
                 "health": plots.health_plot(report["training"]["health"]),
                 "utility": dots.utility_plot(report["utility"]["classification"]),
+                "segmentation": dots.segmentation_plot(report["utility"]["segmentation"]),
                 "membership": dots.membership_plot(report["membership"]["attacks"]),
             },
             **_round_tables(report),

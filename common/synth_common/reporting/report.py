@@ -26,6 +26,8 @@ from synth_common.reporting.expected import (
     RECONSTRUCTION,
     ROUND,
     RUN,
+    SEGMENTATION,
+    SEGMENTATION_DETAIL,
     SPLIT,
     TRAVERSAL,
     UTILITY,
@@ -65,7 +67,11 @@ def build_report(facts: Iterable[Fact]) -> dict[str, Any]:
         "utility": {
             "classification": [
                 _record(f, UTILITY, UTILITY_DETAIL) for f in book.all("utility.classification")
-            ]
+            ],
+            "segmentation": [
+                _record(f, SEGMENTATION, SEGMENTATION_DETAIL)
+                for f in book.all("utility.segmentation")
+            ],
         },
         "membership": {
             "attacks": [_record(f, ATTACK, ATTACK_DETAIL) for f in book.all("membership.attack")]

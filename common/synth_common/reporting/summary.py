@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from synth_common.reporting.factbook import MISSING, POOLED
@@ -64,15 +65,37 @@ def strongest_attack(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return max(attacks, key=lambda a: number(a["auc"]) or 0.0, default=None)
 
 
-def utility_of(report: Mapping[str, Any], trained_on: str) -> Mapping[str, Any] | None:
+@dataclass(frozen=True)
+class Task:
+    """What usefulness was measured by: a key of ``report["utility"]``, its score, and words."""
+
+    key: str
+    score: str
+    title: str
+    model: str
+
+
+_CLASSIFY = Task("classification", "balanced_accuracy", "balanced accuracy", "classifier")
+_SEGMENT = Task("segmentation", "dice", "Dice", "segmenter")
+
+
+def utility_of(
+    report: Mapping[str, Any], trained_on: str, task: Task = _CLASSIFY
+) -> Mapping[str, Any] | None:
     """The pooled utility record of a training set; else the weakest hospital's."""
     found = [
         r
-        for r in report["utility"]["classification"]
-        if r["trained_on"] == trained_on and number(r["balanced_accuracy"]) is not None
+        for r in report["utility"][task.key]
+        if r["trained_on"] == trained_on and number(r[task.score]) is not None
     ]
     pooled = [r for r in found if r["site"] is None]
-    return min(pooled or found, key=lambda r: number(r["balanced_accuracy"]) or 0.0, default=None)
+    return min(pooled or found, key=lambda r: number(r[task.score]) or 0.0, default=None)
+
+
+def _tasks(report: Mapping[str, Any]) -> list[Task]:
+    """The tasks of which a figure was recorded; classification where there is none."""
+    recorded = [t for t in (_CLASSIFY, _SEGMENT) if utility_of(report, "synthetic", t)]
+    return recorded or [_CLASSIFY]
 
 
 def key_figures(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -175,22 +198,28 @@ def _membership(report: Mapping[str, Any]) -> str:
 
 
 def _use(report: Mapping[str, Any]) -> str:
-    """What the synthetic images are good for, against real ones."""
-    synthetic, real = utility_of(report, "synthetic"), utility_of(report, "real")
+    """What the synthetic images are good for, against real ones, task by task."""
+    return " ".join(_use_for(report, task) for task in _tasks(report))
+
+
+def _use_for(report: Mapping[str, Any], task: Task) -> str:
+    """The sentence on one task."""
+    synthetic, real = (utility_of(report, which, task) for which in ("synthetic", "real"))
     if synthetic is None:
         return (
-            f"Usefulness is {MISSING}: no classifier trained on the synthetic images was recorded."
+            f"Usefulness is {MISSING}: no {task.model} trained on the synthetic images was "
+            "recorded."
         )
     text = (
-        f"A classifier trained on synthetic images alone reached a balanced accuracy of "
-        f"{measured(synthetic['balanced_accuracy'])} (interval {interval(synthetic['interval'])}) "
+        f"A {task.model} trained on synthetic images alone reached a {task.title} of "
+        f"{measured(synthetic[task.score])} (interval {interval(synthetic['interval'])}) "
         f"on real held-out patients ({_where(synthetic)})"
     )
     if real is None:
         return f"{text}; trained on real images: {MISSING}."
     where = "" if real["site"] == synthetic["site"] else f" ({_where(real)})"
     return (
-        f"{text}; trained on real images it reached {measured(real['balanced_accuracy'])} "
+        f"{text}; trained on real images it reached {measured(real[task.score])} "
         f"(interval {interval(real['interval'])}){where}."
     )
 
@@ -225,11 +254,12 @@ def _attack_tile(report: Mapping[str, Any]) -> dict[str, str]:
 
 def _utility_tile(report: Mapping[str, Any]) -> dict[str, str]:
     """Synthetic against real."""
-    synthetic, real = utility_of(report, "synthetic"), utility_of(report, "real")
-    against = measured(real["balanced_accuracy"]) if real else MISSING
+    task = _tasks(report)[0]
+    synthetic, real = (utility_of(report, which, task) for which in ("synthetic", "real"))
+    against = measured(real[task.score]) if real else MISSING
     return {
-        "name": "Balanced accuracy, trained on synthetic",
-        "value": measured(synthetic["balanced_accuracy"]) if synthetic else MISSING,
+        "name": f"{task.title[:1].upper()}{task.title[1:]}, trained on synthetic",
+        "value": measured(synthetic[task.score]) if synthetic else MISSING,
         "text": f"trained on real: {against}",
     }
 

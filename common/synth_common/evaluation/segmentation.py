@@ -1,0 +1,212 @@
+"""What synthetic pairs of image and mask are worth: a segmenter, tested on held-out real pairs.
+
+Trained on synthetic, on real and on both pairs, which differ in nothing else: same network,
+steps and seeds. As :mod:`synth_common.evaluation.utility` does with classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from synth_common.errors import DataError
+from synth_common.evaluation.config import EvaluationConfig
+from synth_common.evaluation.resampling import bootstrap_weights, percentile_interval
+from synth_common.evaluation.segmenter import segmenter_name, train_segmenter
+from synth_common.evaluation.utility import Setting
+from synth_common.facts import Fact
+from synth_common.images.imageset import ImageSet, concatenate
+from synth_common.randomness import derive_seed, numpy_stream
+
+Array = npt.NDArray[np.float64]
+Masks = npt.NDArray[np.uint8]
+
+_SOURCE = "synth_common.evaluation.segmentation.evaluate_segmentation"
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One setting's segmenters on the real test pairs: Dice (S, N), a row per seed."""
+
+    trained_on: Setting
+    n_train: int
+    scores: Array
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The test pairs of one site, or of all (site None).
+
+    Attributes:
+        site: The site.
+        here: (N,) positions of its pairs in the holdout.
+        pairs: The pairs.
+        real: (S, N) Dice of the segmenters trained on real pairs, what others are held to.
+    """
+
+    site: str | None
+    here: npt.NDArray[np.int64]
+    pairs: ImageSet
+    real: Array
+
+
+def dice_scores(predicted: Masks, real: Masks) -> Array:
+    """Dice of each image, ``2 |A and B| / (|A| + |B|)`` (Dice 1945): (N, H, W) twice to (N,).
+
+    Two empty masks agree: 1. One empty mask beside one that is not: 0, by the formula.
+    """
+    axes = (1, 2)
+    shared = np.logical_and(predicted, real).sum(axis=axes)
+    total = (predicted != 0).sum(axis=axes) + (real != 0).sum(axis=axes)
+    scores: Array = np.divide(2.0 * shared, total, out=np.ones(len(total)), where=total > 0)
+    return scores
+
+
+def evaluate_segmentation(
+    train: ImageSet, holdout: ImageSet, synthetic: ImageSet, config: EvaluationConfig, seed: int
+) -> list[Fact]:
+    """Train segmenters on synthetic, real and both; test each on held-out real patients.
+
+    Args:
+        train: Real training images with masks.
+        holdout: Real test images of other patients, with masks.
+        synthetic: Synthetic images with masks in {0, 1}.
+        config: Settings.
+        seed: Root seed of the segmenters and of the resamples.
+
+    Returns:
+        One ``utility.segmentation`` fact per setting over the whole holdout (site None) and,
+        where ``holdout.sites`` is given, one per setting and site.
+
+    Raises:
+        DataError: One of the sets is empty or has no masks.
+    """
+    for name, pairs in (("train", train), ("holdout", holdout), ("synthetic", synthetic)):
+        if not len(pairs) or pairs.masks is None:
+            raise DataError(
+                f"{name} has {len(pairs)} images, masks: {pairs.masks is not None}; "
+                "segmentation needs images with masks to train and test on"
+            )
+    bare = [ImageSet(s.images, s.labels, s.class_names, masks=s.masks) for s in (synthetic, train)]
+    sources: dict[Setting, ImageSet] = {
+        "synthetic": bare[0],
+        "real": bare[1],
+        "both": concatenate(bare),
+    }
+    trials = {
+        setting: _run_trial(setting, pairs, holdout, config, seed)
+        for setting, pairs in sources.items()
+    }
+    places = _places(holdout, trials["real"].scores)
+    return [_fact(trial, place, config, seed) for trial in trials.values() for place in places]
+
+
+def _run_trial(
+    setting: Setting, pairs: ImageSet, holdout: ImageSet, config: EvaluationConfig, seed: int
+) -> _Trial:
+    """Train one segmenter per seed and keep how well each does on every test image."""
+    wanted = _masks(holdout)
+    scores = [
+        dice_scores(
+            train_segmenter(
+                pairs,
+                config.segmenter_steps,
+                config.segmenter_batch,
+                # The same seeds for every setting, so that settings differ in their pairs only.
+                derive_seed(seed, "segmentation", repeat),
+            ).masks(holdout.images),
+            wanted,
+        )
+        for repeat in range(config.utility_seeds)
+    ]
+    return _Trial(setting, len(pairs), np.stack(scores))
+
+
+def _masks(pairs: ImageSet) -> Masks:
+    """The masks of a set that has been checked to have them."""
+    if pairs.masks is None:
+        raise DataError("the images have no masks")
+    return pairs.masks
+
+
+def _places(holdout: ImageSet, real: Array) -> list[_Place]:
+    """The whole holdout, then each site's part of it."""
+    everywhere = np.arange(len(holdout), dtype=np.int64)
+    places = [_Place(None, everywhere, holdout, real)]
+    if holdout.sites is not None:
+        for site in np.unique(holdout.sites):
+            here = np.flatnonzero(holdout.sites == site)
+            places.append(_Place(str(site), here, holdout.subset(here), real[:, here]))
+    return places
+
+
+def _fact(trial: _Trial, place: _Place, config: EvaluationConfig, seed: int) -> Fact:
+    """Scores of a trial on the whole holdout, or on one site's part of it."""
+    pairs, scores = place.pairs, trial.scores[:, place.here]
+    filled = _masks(pairs).any(axis=(1, 2))
+    mean, real = float(scores.mean()), float(place.real.mean())
+    # Equal draws for every setting: the ratio is then a paired comparison.
+    rng = numpy_stream(seed, "segmentation", "bootstrap", place.site or "")
+    drawn = resampled_means(np.stack([scores, place.real]), pairs.units(), config.bootstrap, rng)
+    return Fact(
+        "utility.segmentation",
+        {
+            "dice": mean,
+            "dice_nonempty": float(scores[:, filled].mean()) if filled.any() else None,
+            "ratio_to_real": mean / real if real else None,
+        },
+        "site-local",
+        _SOURCE,
+        site=place.site,
+        detail={
+            "trained_on": trial.trained_on,
+            "interval": percentile_interval(drawn[0]),
+            "ratio_interval": _ratio_interval(drawn),
+            "n_train": trial.n_train,
+            "n_nonempty": int(filled.sum()),
+            **_numbers(pairs, scores, config),
+        },
+    )
+
+
+def _numbers(pairs: ImageSet, scores: Array, config: EvaluationConfig) -> dict[str, Any]:
+    """What the Dice rests on, and its mean in each class that is present."""
+    return {
+        "seeds": config.utility_seeds,
+        "n_test": len(pairs),
+        "test_patients": pairs.unit_count(),
+        "segmenter": segmenter_name(config.segmenter_steps, config.segmenter_batch),
+        "per_class": {
+            pairs.class_names[label]: float(scores[:, pairs.labels == label].mean())
+            for label in np.unique(pairs.labels)
+        },
+    }
+
+
+def resampled_means(
+    scores: Array, units: npt.NDArray[np.int64], resamples: int, rng: np.random.Generator
+) -> Array:
+    """Mean scores when both seeds and patients are drawn again, the same for every setting.
+
+    Args:
+        scores: (T, S, N), the score of each image by setting and seed.
+        units: (N,) patient of each image; all images of a patient are drawn together.
+        resamples: Number of resamples B.
+        rng: Source of the draws.
+
+    Returns:
+        (T, B).
+    """
+    weights = bootstrap_weights(units, resamples, rng)
+    repeats = scores.shape[1]
+    seeds = rng.multinomial(repeats, np.full(repeats, 1 / repeats), size=resamples) / repeats
+    total = weights.sum(axis=1)
+    return np.stack([(weights * (seeds @ rows)).sum(axis=1) / total for rows in scores])
+
+
+def _ratio_interval(drawn: Array) -> list[float] | None:
+    """Interval of the ratio of the first row to the second; None where that can be 0."""
+    return percentile_interval(drawn[0] / drawn[1]) if (drawn[1] > 0).all() else None
