@@ -242,6 +242,10 @@ def _training(sites: Sequence[str], rounds: int, family: str) -> list[Fact]:
             },
         ),
         _fact(
+            "pretraining.public",
+            {"sha256": None, "public_data": None, "tune": "all", "rank": None},
+        ),
+        _fact(
             "training.warning",
             "The images of one class resemble each other: diversity 0.08 is below 0.10.",
             "released",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from simulation_scenario import write_tiny
 
 from synth_client import round as rounds
@@ -90,6 +91,39 @@ def test_a_whole_run_sends_nothing_that_was_not_declared(
     assert [undeclared(message, scenario.plan) for message in replies] == [[]] * len(replies)
     released = [m for m in replies if messages.statistics_in(m)]
     assert len(released) == 2  # once a site, with its first round
+
+
+def test_a_sites_own_normalisation_is_in_no_message_either_way(
+    tmp_path: Path, replies: list[Message], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    request = messages.request
+
+    def watched(header: Any, arrays: ArrayRecord, *rest: Any) -> Any:
+        sent.extend(arrays)
+        return request(header, arrays, *rest)
+
+    monkeypatch.setattr(messages, "request", watched)
+    scenario = _scenario(tmp_path, "generator.site_normalisation=true")
+    run_scenario(scenario, RunOptions(tmp_path / "run"))
+    own = build_generator(scenario.generator, 0).site_state()
+    kept = list((tmp_path / "run" / "sites" / "alpha" / "kept").rglob("*.safetensors"))
+    stored = load_file(kept[-1])
+    assert own
+    assert {f"site.{name}" for name in own} <= stored.keys()  # trained and kept, but not sent
+    assert [undeclared(message, scenario.plan) for message in replies] == [[]] * len(replies)
+    names = {key for m in replies for record in m.content.array_records.values() for key in record}
+    assert names
+    assert sent
+    assert not (names | set(sent)) & own.keys()
+    values = {stored[f"site.{name}"].numpy().tobytes() for name in own}
+    replied = {
+        array.numpy().tobytes()
+        for m in replies
+        for record in m.content.array_records.values()
+        for array in record.values()
+    }
+    assert not values & replied
 
 
 def test_failures_send_a_code_and_no_word(

@@ -87,6 +87,7 @@ class SiteApp:
     def _evaluate(self, message: Message, site: Site) -> RecordDict:
         from synth_client.approval import require_approved, require_keepable
         from synth_client.evaluate import evaluate_site
+        from synth_client.outbox import Outbox
         from synth_common.privacy.ledger import Ledger
 
         header, plan = messages.header_of(message), messages.plan_in(message)
@@ -95,8 +96,10 @@ class SiteApp:
             require_keepable(site, plan, ledger.budget)
         state = state_of(messages.arrays_in(message))
         shares = messages.remembered_in(message).shares
+        own = Outbox(site).site_state(header.run_id, header.round)
+        evaluation = replace(self.evaluation, shares=shares, site_state=own)
         try:
-            evaluate_site(site, plan, replace(self.evaluation, shares=shares), state)
+            evaluate_site(site, plan, evaluation, state)
         except Exception as err:  # whether it fails may depend on the holdout
             _note(site, err)
         return _acknowledged({"site": site.name, "round": header.round, "done": 1})

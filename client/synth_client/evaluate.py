@@ -7,7 +7,7 @@ site's own ``facts.jsonl``. The reply to the coordinator is an acknowledgement.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,12 +37,14 @@ class SiteEvaluation:
         reference: Public images for the self-supervised encoder and as a population that
             no site trained on; None where there are none.
         shares: Released shares of the classes to draw labels by; empty for equal shares.
+        site_state: The site's own normalisation, for reconstructions.
     """
 
     config: EvaluationConfig
     seed: int
     reference: ImageSet | None = None
     shares: tuple[float, ...] = ()
+    site_state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def evaluate_site(
@@ -64,8 +66,9 @@ def evaluate_site(
     from synth_common.evaluation.suite import evaluate_fidelity, evaluate_reconstruction
     from synth_common.generators import build_generator
 
-    generator = build_generator(plan.generator, seed=0)
+    generator = build_generator(plan.generator, seed=0, pretraining=plan.pretraining)
     generator.load_shared_state(state)
+    generator.load_site_state(evaluation.site_state)
     generator.eval()
     config, seed, reference = evaluation.config, evaluation.seed, evaluation.reference
     labels = class_labels(plan, config.synthetic_images, evaluation.shares)

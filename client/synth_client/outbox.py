@@ -14,6 +14,7 @@ from synth_client.site import Site
 from synth_common.errors import PrivacyError, StorageError
 from synth_common.privacy.egress import Outgoing, state_digest
 from synth_common.privacy.ledger import Commit, RoundKey
+from synth_common.privacy.training import SITE
 from synth_common.reporting.files import replace_bytes
 
 _STATE, _STATISTIC = "state.", "statistic."
@@ -72,6 +73,22 @@ class Outbox:
             return load_file(path) if path.is_file() else {}
         except SafetensorError:
             return {}
+
+    def kept_before(self, run_id: str, number: int) -> dict[str, Tensor]:
+        """Moments of the round before; without them the site's own normalisation kept last.
+
+        A site that missed a round starts with fresh moments, but its scanner is the same.
+        """
+        moments = self.moments(run_id, number - 1)
+        own = {} if moments else self.site_state(run_id, number - 1)
+        return moments or {SITE + name: tensor for name, tensor in own.items()}
+
+    def site_state(self, run_id: str, number: int) -> dict[str, Tensor]:
+        """The site's own normalisation as it was kept last, up to round ``number``."""
+        folder = self._moments(RoundKey(run_id, number, "", "")).parent
+        rounds = [int(path.stem) for path in folder.glob("*.safetensors")]
+        last = max((n for n in rounds if n <= number), default=0)
+        return _under(self.moments(run_id, last), SITE)
 
     def _reply(self, key: RoundKey) -> Path:
         name = f"{key.round:0{_DIGITS}d}-{key.request[:16]}.safetensors"

@@ -22,7 +22,7 @@ from synth_client.outbox import Outbox
 from synth_client.site import Site
 from synth_common.errors import CheckpointError, PrivacyError
 from synth_common.facts import Fact
-from synth_common.generators import Generator, build_generator
+from synth_common.generators import Generator, build_generator, public_weights
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, epsilon
@@ -73,9 +73,10 @@ def train_round(site: Site, request: RoundRequest) -> Outgoing:
             ledger.require(request.anchor)
         require_approved(ledger, plan)
         _check(site, request, ledger.budget)
-        generator = build_generator(plan.generator, seed=0)
+        generator = build_generator(plan.generator, seed=0, pretraining=plan.pretraining)
         permitted = generator.shared_state()
         generator.load_shared_state(request.state)
+        _require_public_weights(request)
         digest = state_digest(request.state)
         key = RoundKey(request.run_id, request.round, digest, plan.digest())
         ledger.require_one_plan(key)
@@ -119,6 +120,23 @@ def _check(site: Site, request: RoundRequest, budget: Budget) -> None:
     broken = [n for n, t in request.state.items() if not bool(torch.isfinite(t).all())]
     if broken:
         raise CheckpointError(f"tensor {broken[0]} of the request is not finite")
+
+
+def _require_public_weights(request: RoundRequest) -> None:
+    """Refuse a first round that does not start from the weights that the plan names.
+
+    The weights are public, so privacy does not rest on this; what the operator approved does.
+    """
+    named = request.plan.pretraining.sha256
+    if named is None or request.round != 1:
+        return
+    found = state_digest(public_weights(request.plan.generator, request.state))
+    if found != named:
+        raise CheckpointError(
+            f"round 1 starts from weights of SHA-256 {found[:12]}, but the approved plan names "
+            f"pretraining.sha256 = {named[:12]}...; have the coordinator start from the file of "
+            "the plan"
+        )
 
 
 def _use(
@@ -168,7 +186,7 @@ def _train(
         noise,
     )
     first = (request.round - 1) * plan.training.steps_per_round
-    kept = Outbox(site).moments(request.run_id, request.round - 1)
+    kept = Outbox(site).kept_before(request.run_id, request.round)
     return trainer.run(Steps(first, use.steps, seed), kept)
 
 

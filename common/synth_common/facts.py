@@ -66,6 +66,7 @@ CATALOGUE: Mapping[str, str] = {
     "training.health": "Signals of collapse, divergence, vanishing gradients (cost no privacy)",
     "training.warning": "A health signal crossed its threshold",
     "generator.summary": "Family, parameters, which tensors are trained privately and travel",
+    "pretraining.public": "What was public in the initial weights, their SHA-256, what is tuned",
     "federation.round": "A round: replies, seconds, bytes down and up",
     "federation.failure": "A site that failed a round, with the reason code",
     "quality.frechet": "Frechet distance between real and synthetic features",

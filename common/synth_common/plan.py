@@ -24,6 +24,8 @@ TrustModel = Literal["local"]
 """Whom a patient must trust. ``local``: only the own hospital; every update that leaves
 it already carries the noise of the stated epsilon."""
 Accountant = Literal["prv", "rdp", "pld"]
+Tune = Literal["all", "last", "adapters"]
+"""What DP-SGD trains of a private network that starts from public weights."""
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
@@ -39,7 +41,8 @@ class GeneratorPlan(StrictModel):
 
     ``size`` is in pixels (square), a multiple of 4 from 28 to 128. ``with_mask`` adds
     one output channel, so that an image and its mask are born together. ``canaries`` adds
-    private parameters that only canary patients touch; for audits.
+    private parameters that only canary patients touch; for audits. ``site_normalisation``
+    gives the encoder (or critic) a scale and a shift per channel that stay at the site.
 
     VAE: ``kl_schedule = "linear"`` lets the KL weight grow from 0 over the first ``kl_warmup``
     of the run's steps; ``prior = "learned"`` trains a Gaussian of latents per class.
@@ -68,6 +71,7 @@ class GeneratorPlan(StrictModel):
     critic_constraint: Literal["none", "spectral", "clip"] = "none"
     critic_bound: Positive = 1.0
     canaries: Annotated[int, Field(ge=0, le=100_000)] = 0
+    site_normalisation: bool = False
 
     @field_validator("classes")
     @classmethod
@@ -88,6 +92,36 @@ class GeneratorPlan(StrictModel):
             raise ValueError(
                 f"critic_steps_max = {self.critic_steps_max} is below critic_steps = "
                 f"{self.critic_steps}; raise it, or set critic_floor = 0"
+            )
+        return self
+
+
+class PretrainingPlan(StrictModel):
+    """Weights that training starts from, made of PUBLIC images without privacy.
+
+    ``sha256`` names the weights (:func:`synth_common.privacy.egress.state_digest`, which is
+    the SHA-256 of the file that ``synth-sim pretrain`` writes), and with it the plan's own
+    digest does. ``public_data`` says what was public: name and licence. ``tune`` says what
+    DP-SGD trains: everything, the last layers, or low-rank ``adapters`` of rank ``rank``
+    beside frozen layers (Hu et al. 2021, arXiv 2106.09685).
+    """
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    public_data: Annotated[str, Field(max_length=500)] = ""
+    tune: Tune = "all"
+    rank: Annotated[int, Field(ge=1, le=64)] = 4
+
+    @model_validator(mode="after")
+    def _said(self) -> PretrainingPlan:
+        if (self.sha256 is None) != (not self.public_data.strip()):
+            raise ValueError(
+                "sha256 and public_data go together: weights name the public images that made "
+                "them, with their licence"
+            )
+        if self.sha256 is None and self.tune != "all":
+            raise ValueError(
+                f"tune = {self.tune!r} freezes weights, so it needs weights to start from: give "
+                "sha256 and public_data, or tune 'all'"
             )
         return self
 
@@ -186,6 +220,7 @@ class Plan(StrictModel):
     """The whole agreement between the coordinator and the sites."""
 
     generator: GeneratorPlan = GeneratorPlan()
+    pretraining: PretrainingPlan = PretrainingPlan()
     training: TrainingPlan = TrainingPlan()
     privacy: PrivacyPlan = PrivacyPlan()
     federation: FederationPlan = FederationPlan()

@@ -31,12 +31,11 @@ from synth_common.audit.canaries import (
 from synth_common.errors import ConfigError, FederationError, StorageError
 from synth_common.facts import Fact, FactLog
 from synth_common.flower import Grid, Message, PassingGrid, state_of
-from synth_common.generators import build_generator
 from synth_common.generators.canary import CANARY_LENGTH, CANARY_WEIGHTS
 from synth_common.images.imageset import ImageSet, concatenate
 from synth_common.messages import arrays_in
 from synth_common.plan import Plan
-from synth_common.randomness import derive_seed, numpy_stream
+from synth_common.randomness import numpy_stream
 from synth_common.reporting.files import replace_text
 from synth_server.rounds import RoundResult, State, discover_sites, run_rounds
 from synth_server.strategy import UniformAverage
@@ -46,6 +45,7 @@ from synth_sim.progress import Reporter, reporter
 from synth_sim.record import run_facts
 from synth_sim.scenario import Scenario, save_scenario
 from synth_sim.transport import PartitionSites, open_grid
+from synth_sim.weights import initial_generator
 
 _SOURCE = "synth_sim.canaries.audit_scenario"
 _DISCOVERY_SECONDS = 600.0
@@ -190,7 +190,7 @@ def _federate(
         evaluation=SiteEvaluation(scenario.evaluation, scenario.seed),
         threads=torch.get_num_threads(),
     )
-    generator = build_generator(plan.generator, derive_seed(scenario.seed, "generator"))
+    generator = initial_generator(scenario)
     with open_grid("inprocess", app, len(directories)) as grid:
         nodes = discover_sites(grid, _DISCOVERY_SECONDS)
         least = plan.federation.min_sites

@@ -101,6 +101,35 @@ def run(
 
 
 @app.command()
+def pretrain(
+    scenario: ScenarioArgument,
+    public: Annotated[
+        str,
+        typer.Option(
+            help="Public images: reference (the scenario's data.reference), a phantom look "
+            "(radiograph, ct, mri, histology), or a TOML file that describes a source."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="File to write; ends in .safetensors.")],
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 500,
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+    seed: SeedOption = None,
+) -> None:
+    """Train the scenario's generator on PUBLIC images without privacy, for runs to start from.
+
+    SCENARIO is the name of a packaged scenario (see list) or a TOML file. Prints the options
+    with which a run starts from the weights. Refuses the scenario's private images.
+    """
+    from synth_sim.pretrain import pretrain as make
+    from synth_sim.scenario import load_scenario
+
+    made = make(load_scenario(scenario, set_, seed), public, steps, out)
+    typer.echo(f"{made.path}: SHA-256 {made.sha256}, from {made.public_data}")
+    options = " ".join(f"--set {shlex.quote(value)}" for value in made.settings())
+    typer.echo(f"start a run from it with: {options}")
+
+
+@app.command()
 def plan(
     scenario: ScenarioArgument,
     out: Annotated[

@@ -53,7 +53,7 @@ def prepare_sites(scenario: Scenario, out: Path) -> list[Fact]:
     for config in scenario.data.sources:
         _refuse_repeated(config.name, sources)
         _refuse_rootless(config, root)
-        intake = load_source(config, _target(scenario), root)
+        intake = load_source(config, image_target(scenario), root)
         if scenario.privacy.unit == "patient" and intake.images.patient_ids is None:
             raise PrivacyError(
                 f"privacy.unit = 'patient', but source {config.name!r} has no patient ids; "
@@ -87,10 +87,22 @@ def load_reference(scenario: Scenario) -> ImageSet | None:
         return None
     root = scenario.data_root()
     _refuse_rootless(config, root)
-    return load_source(config, _target(scenario), root).images
+    return load_source(config, image_target(scenario), root).images
 
 
-def _target(scenario: Scenario) -> Target:
+def load_private(scenario: Scenario) -> dict[str, ImageSet]:
+    """Every private source by name. Raises DataError for one that cannot be used."""
+    root = scenario.data_root()
+    for config in scenario.data.sources:
+        _refuse_rootless(config, root)
+    return {
+        config.name: load_source(config, image_target(scenario), root).images
+        for config in scenario.data.sources
+    }
+
+
+def image_target(scenario: Scenario) -> Target:
+    """The picture that every source is brought to."""
     plan = scenario.generator
     return Target(
         size=plan.size, channels=plan.channels, classes=plan.classes, with_mask=plan.with_mask

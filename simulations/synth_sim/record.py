@@ -11,7 +11,7 @@ from typing import Any
 
 from synth_common.facts import Fact
 from synth_common.generators import Generator
-from synth_common.plan import Plan, PrivacyPlan
+from synth_common.plan import Plan, PretrainingPlan, PrivacyPlan
 from synth_sim.scenario import Scenario
 from synth_sim.transport import Engine
 
@@ -67,15 +67,29 @@ def _trust(terms: PrivacyPlan) -> str:
 
 def generator_fact(generator: Generator) -> Fact:
     """Family and size of a generator, what meets patients and what travels."""
-    state = generator.shared_state()
+    state, private = generator.shared_state(), generator.private_module.parameters()
     value = {
         "family": generator.plan.family,
         "parameters": sum(p.numel() for p in generator.parameters()),
-        "private_parameters": sum(p.numel() for p in generator.private_module.parameters()),
+        "private_parameters": sum(p.numel() for p in private if p.requires_grad),
         "travelling": sorted(state),
         "bytes": sum(t.numel() * t.element_size() for t in state.values()),
     }
     return Fact("generator.summary", value, "public", f"{_SOURCE}.generator_fact")
+
+
+def pretraining_fact(plan: PretrainingPlan) -> Fact:
+    """What was public in the weights that training starts from; ``public_data`` None for nothing.
+
+    Recorded after the weights were checked against the plan's SHA-256.
+    """
+    value = {
+        "sha256": plan.sha256,
+        "public_data": plan.public_data or None,
+        "tune": plan.tune,
+        "rank": plan.rank if plan.tune == "adapters" else None,
+    }
+    return Fact("pretraining.public", value, "public", f"{_SOURCE}.pretraining_fact")
 
 
 def peak_memory_fact(engine: Engine) -> Fact:

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from synth_common.errors import ConfigError, Interrupted, StorageError
 from synth_common.facts import Fact, FactLog, read_facts
-from synth_common.randomness import derive_seed
 from synth_sim.progress import Reporter, reporter
 from synth_sim.scenario import Scenario, load_scenario, save_scenario
 from synth_sim.transport import Engine
@@ -148,15 +147,16 @@ def _known(scenario: Scenario, options: RunOptions, log: FactLog) -> set[str]:
 
 def _prepare(scenario: Scenario, options: RunOptions, log: FactLog) -> None:
     """Make the sites and record everything known before training, in one write."""
-    from synth_common.generators import build_generator
     from synth_sim.prepare import prepare_sites
-    from synth_sim.record import generator_fact, run_facts
+    from synth_sim.record import generator_fact, pretraining_fact, run_facts
+    from synth_sim.weights import initial_generator
 
     began = time.perf_counter()
     started = datetime.now(UTC).isoformat(timespec="seconds")
+    generator = initial_generator(scenario)  # refuses wrong weights before any data is read
     facts = prepare_sites(scenario, options.out)
     facts += run_facts(scenario, options.engine, options.command)
-    facts.append(generator_fact(build_generator(scenario.generator, seed=0)))
+    facts += [generator_fact(generator), pretraining_fact(scenario.pretraining)]
     facts.append(Fact("run.started", started, "public", _SOURCE))
     facts.append(_seconds("data", time.perf_counter() - began))
     log.extend(facts)
@@ -165,11 +165,11 @@ def _prepare(scenario: Scenario, options: RunOptions, log: FactLog) -> None:
 def _open(scenario: Scenario, options: RunOptions, log: FactLog, tell: Reporter) -> Federation:
     """Load the sites and build the generator with its public initial weights."""
     from synth_client.site import load_site
-    from synth_common.generators import build_generator
     from synth_sim.federate import Federation
     from synth_sim.prepare import site_directories
+    from synth_sim.weights import initial_generator
 
-    generator = build_generator(scenario.generator, derive_seed(scenario.seed, "generator"))
+    generator = initial_generator(scenario)
     sites = [load_site(path) for path in site_directories(scenario, options.out).values()]
     return Federation(scenario, options.out, log, tell, generator, sites)
 

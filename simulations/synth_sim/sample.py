@@ -54,7 +54,7 @@ def sample_run(run: Path, count: int, label: str, out: Path, seed: int = 0) -> P
     checkpoint = load_latest(run / "checkpoints", scenario.run_id(), plan.digest())
     if checkpoint is None:
         raise CheckpointError(f"{run} has no checkpoint: no round was completed yet")
-    generator = build_generator(plan.generator, seed=0)
+    generator = build_generator(plan.generator, seed=0, pretraining=plan.pretraining)
     generator.load_shared_state(checkpoint.state)
     generator.eval()
     labels = np.full(count, classes.index(label), dtype=np.int64)

@@ -1,8 +1,8 @@
 """A scenario: one simulated federation, whole, in one TOML file.
 
-Sections ``generator``, ``training``, ``privacy``, ``federation`` and ``release`` are the
-federation plan; the others say where the images come from, how they are dealt to hospitals, and how
-the result is judged. Unknown keys and impossible values are refused by name.
+Sections ``generator``, ``pretraining``, ``training``, ``privacy``, ``federation`` and
+``release`` are the federation plan; the others say where the images come from, how they are dealt
+to hospitals, and how the result is judged. Unknown keys and impossible values are refused by name.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from synth_common.plan import (
     FederationPlan,
     GeneratorPlan,
     Plan,
+    PretrainingPlan,
     PrivacyPlan,
     ReleasePlan,
     StrictModel,
@@ -50,6 +51,8 @@ class DataConfig(StrictModel):
         reference: Public images like the sites' own, of nobody at a site: the encoder is
             trained on them and the membership adversary holds them. Left out, the encoder
             is untrained and the adversary gets half of each holdout.
+        weights: The public weights that ``pretraining.sha256`` names, a safetensors file;
+            relative to the working directory.
         holdout: What is kept for evaluation: ``share``, a random share of each site's
             patients; ``split``, what the source's own split calls ``test``, dealt to the
             sites like the rest.
@@ -59,6 +62,7 @@ class DataConfig(StrictModel):
     root: Path | None = None
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     reference: SourceConfig | None = None
+    weights: Path | None = None
     holdout: Literal["share", "split"] = "share"
     holdout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
 
@@ -89,6 +93,7 @@ class Scenario(StrictModel):
     data: DataConfig
     partition: PartitionConfig
     generator: GeneratorPlan = GeneratorPlan()
+    pretraining: PretrainingPlan = PretrainingPlan()
     training: TrainingPlan = TrainingPlan()
     privacy: PrivacyPlan = PrivacyPlan(noise="simulation")
     federation: FederationPlan = FederationPlan()
@@ -101,6 +106,7 @@ class Scenario(StrictModel):
         """What coordinator and sites agree on."""
         return Plan(
             generator=self.generator,
+            pretraining=self.pretraining,
             training=self.training,
             privacy=self.privacy,
             federation=self.federation,
@@ -116,10 +122,10 @@ class Scenario(StrictModel):
     def run_id(self) -> str:
         """Names the run by everything that decides its result, so that equal runs are equal.
 
-        The place of the data is left out: the same files elsewhere are the same run.
+        The place of the data and weights is left out: the same files elsewhere are the same run.
         """
         values = self.model_dump(mode="json")
-        del values["data"]["root"]
+        del values["data"]["root"], values["data"]["weights"]  # the plan names their content
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def data_root(self) -> Path | None:
@@ -200,6 +206,8 @@ def save_scenario(scenario: Scenario, path: Path) -> None:
     root = scenario.data_root()
     if root is not None:
         values["data"]["root"] = str(root)
+    if scenario.data.weights is not None:
+        values["data"]["weights"] = str(scenario.data.weights.expanduser().resolve())
     replace_text(path, tomli_w.dumps(values))
 
 

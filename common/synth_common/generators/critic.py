@@ -30,7 +30,12 @@ class Critic(nn.Module):
     def __init__(self, plan: GeneratorPlan, channels: int) -> None:
         super().__init__()
         self.encoder = Encoder(
-            channels, plan.size, plan.width, normalise=False, dropout=plan.dropout
+            channels,
+            plan.size,
+            plan.width,
+            normalise=False,
+            dropout=plan.dropout,
+            of_site=plan.site_normalisation,
         )
         self.summary = nn.Linear(self.encoder.features, 64)
         self.score = nn.Linear(64, 1)
@@ -50,11 +55,14 @@ def constrain(critic: nn.Module, plan: GeneratorPlan) -> None:
 
     ``spectral`` divides every weight matrix (a convolution's as (out, in * k * k), Miyato et
     al. 2018) by what its largest singular value exceeds the bound; ``clip`` cuts every
-    parameter off at the bound (Arjovsky et al. 2017); ``none`` does nothing.
+    parameter off at the bound (Arjovsky et al. 2017); ``none`` does nothing. Frozen
+    parameters stay as they are, and an adapter's two matrices are bounded apart.
     """
     if plan.critic_constraint == "none":
         return
     for parameter in critic.parameters():
+        if not parameter.requires_grad:  # frozen: it stays the public weight
+            continue
         if plan.critic_constraint == "clip":
             parameter.clamp_(-plan.critic_bound, plan.critic_bound)
         elif parameter.dim() > 1:

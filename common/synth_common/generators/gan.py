@@ -58,6 +58,11 @@ class GAN(Generator):
         """The critic."""
         return self.critic
 
+    @property
+    def last_layers(self) -> tuple[nn.Module, ...]:
+        """The critic's linear layers; its convolutions are what public images taught."""
+        return self.critic.summary, self.critic.score, self.critic.projection
+
     def _fakes(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Fresh fakes (count, C, S, S) with uniform one-hot labels."""
         classes = len(self.plan.classes)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from synth_common.errors import CheckpointError
-from synth_common.generators.networks import require_fit
+from synth_common.generators.networks import SiteNormalisation, require_fit
 from synth_common.plan import GeneratorPlan, TrainingPlan
 
 
@@ -70,6 +70,16 @@ class Generator(nn.Module, ABC):
     @abstractmethod
     def private_module(self) -> nn.Module:
         """The network that DP-SGD trains. No other parameter may meet a patient."""
+
+    @property
+    def last_layers(self) -> tuple[nn.Module, ...]:
+        """The layers of ``private_module`` nearest its output, tuned when the plan says "last"."""
+        return ()
+
+    @property
+    def averages(self) -> tuple[nn.Module, ...]:
+        """Modules that average a part of ``private_module`` and have its structure."""
+        return ()
 
     @property
     def private_rate(self) -> float:
@@ -165,12 +175,33 @@ class Generator(nn.Module, ABC):
     def health(self, images: Tensor, labels: Tensor) -> Health:
         """Judge fresh samples (N, out_channels, H, W) and the weights; touches no patient."""
 
+    def _of_site(self) -> set[str]:
+        """Names of the parameters that stay at the site."""
+        return {
+            f"{prefix}.{name}"
+            for prefix, module in self.named_modules()
+            if isinstance(module, SiteNormalisation)
+            for name, _ in module.named_parameters()
+        }
+
+    def site_state(self) -> dict[str, Tensor]:
+        """The site's own normalisation by name, on the CPU: outputs of DP-SGD that stay there."""
+        names, own = self._of_site(), self.state_dict()
+        return {name: own[name].detach().cpu().clone() for name in sorted(names)}
+
+    def load_site_state(self, kept: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`site_state` returned here before; nothing leaves identities."""
+        self.load_state_dict({k: kept[k] for k in self._of_site() & kept.keys()}, strict=False)
+
     def shared_state(self) -> dict[str, Tensor]:
         """The tensors that travel between server and sites, by name, on the CPU, detached.
 
-        All of them are public or outputs of DP-SGD. Default: every parameter and buffer.
+        All of them are public or outputs of DP-SGD: every parameter and buffer but for the
+        site's own normalisation.
         """
-        return {k: v.detach().cpu().clone() for k, v in self.state_dict().items()}
+        stay = self._of_site()
+        own = self.state_dict().items()
+        return {k: v.detach().cpu().clone() for k, v in own if k not in stay}
 
     def load_shared_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over travelled tensors.
@@ -178,5 +209,6 @@ class Generator(nn.Module, ABC):
         Raises:
             CheckpointError: A tensor is missing, unknown or of another shape or type.
         """
-        require_fit(state, self.state_dict())
-        self.load_state_dict(dict(state))
+        stay = self._of_site()
+        require_fit(state, {k: v for k, v in self.state_dict().items() if k not in stay})
+        self.load_state_dict(dict(state), strict=False)

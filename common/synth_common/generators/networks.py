@@ -44,6 +44,30 @@ def normal_per_seed(seeds: Sequence[int], width: int) -> Tensor:
     return torch.stack(rows) if rows else torch.zeros(0, width)
 
 
+class SiteNormalisation(nn.Module):
+    """A scale and a shift per channel that belong to a site and never travel.
+
+    They make up for what a site's scanner does to all of its images (in the spirit of
+    FedBN, Li et al. 2021, arXiv 2102.07623, without batch statistics). They are trained like
+    every private parameter, inside the clip and under the noise. Depthwise 1x1 convolutions,
+    so that per-example gradients have a rule; identities at first.
+
+    Args:
+        channels: Channels at each of the places, in the order of use.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.places = nn.ModuleList([nn.Conv2d(c, c, 1, groups=c) for c in channels])
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, float(parameter.dim() > 1))
+
+    def forward(self, x: Tensor, place: int) -> Tensor:
+        """(B, C, H, W) scaled and shifted, by the parameters of ``place``."""
+        moved: Tensor = self.places[place](x)
+        return moved
+
+
 class Encoder(nn.Module):
     """Image to a feature vector (B, features).
 
@@ -53,10 +77,18 @@ class Encoder(nn.Module):
         width: Channels on the finest grid; doubles with each coarser one.
         normalise: Group normalisation before each activation (leave off in a critic).
         dropout: Share of features dropped on the coarsest grid.
+        of_site: Scale and shift every channel by parameters that stay at the site.
     """
 
     def __init__(
-        self, channels: int, size: int, width: int, *, normalise: bool, dropout: float = 0.0
+        self,
+        channels: int,
+        size: int,
+        width: int,
+        *,
+        normalise: bool,
+        dropout: float = 0.0,
+        of_site: bool = False,
     ) -> None:
         super().__init__()
         sides = grids(size)
@@ -69,18 +101,22 @@ class Encoder(nn.Module):
         self.normalise = normalise
         self.dropout = dropout
         self.features = (outgoing // 2) * sides[-1] ** 2
+        widths = [width * 2**level for level in range(len(sides))]
+        self.of_site = SiteNormalisation([*widths, widths[-1]]) if of_site else None
 
-    def _activate(self, x: Tensor) -> Tensor:
+    def _activate(self, x: Tensor, place: int) -> Tensor:
         if self.normalise:
             x = F.group_norm(x, 8)
+        if self.of_site is not None:
+            x = self.of_site(x, place)
         return F.leaky_relu(x, 0.2)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) to (B, features)."""
         x = F.pixel_unshuffle(images * 2.0 - 1.0, PATCH)
         for level, convolution in enumerate(self.convolutions):
-            x = self._activate(convolution(x if level == 0 else F.pixel_unshuffle(x, 2)))
-        x = self._activate(self.mixing(x))
+            x = self._activate(convolution(x if level == 0 else F.pixel_unshuffle(x, 2)), level)
+        x = self._activate(self.mixing(x), len(self.convolutions))
         return F.dropout(x.flatten(1), self.dropout, self.training)
 
 

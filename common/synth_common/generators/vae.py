@@ -62,7 +62,12 @@ class _Autoencoder(nn.Module):
         super().__init__()
         classes = len(plan.classes)
         self.encoder = Encoder(
-            channels, plan.size, plan.width, normalise=True, dropout=plan.dropout
+            channels,
+            plan.size,
+            plan.width,
+            normalise=True,
+            dropout=plan.dropout,
+            of_site=plan.site_normalisation,
         )
         self.posterior = nn.Linear(self.encoder.features + classes, 2 * plan.latent_dim)
         self.decoder = Decoder(plan, channels, _LABEL_GAIN)
@@ -93,6 +98,20 @@ class VAE(Generator):
     def private_module(self) -> nn.Module:
         """Encoder, decoder and a learned prior."""
         return self.network
+
+    @property
+    def last_layers(self) -> tuple[nn.Module, ...]:
+        """The decoder's label shifts, its last two convolutions, and a learned prior."""
+        decoder = self.network.decoder
+        before = decoder.convolutions[-1] if len(decoder.convolutions) else decoder.mixing
+        last: tuple[nn.Module, ...] = (decoder.shifts, before, decoder.out)
+        return last if self.network.prior is None else (*last, self.network.prior)
+
+    @property
+    def averages(self) -> tuple[nn.Module, ...]:
+        """The decoder that samples, and a learned prior's average."""
+        prior = self.average_prior
+        return (self.average,) if prior is None else (self.average, prior)
 
     def _elbo_terms(
         self, images: Tensor, label: Tensor, noise: Tensor | None

@@ -63,9 +63,12 @@ class ClippedSum:
 class PatientGradients:
     """Computes clipped per-patient gradient sums of one network.
 
+    A layer whose parameters ask for no gradient is frozen: it is part of the loss, but
+    nothing of it is in a norm or a sum.
+
     Raises:
-        PrivacyError: The network mixes examples (batch normalisation) or holds a
-            parameter for which no per-example rule exists.
+        PrivacyError: The network mixes examples (batch normalisation) or holds a trained
+            parameter for which no per-example rule exists, or a layer frozen in part.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -77,7 +80,7 @@ class PatientGradients:
         self.network = network
         self.rounding = _ROUNDING
         self._workspace = Workspace()
-        self.layers = [m for m in network.modules() if any(True for _ in m.parameters(False))]
+        self.layers = [m for m in network.modules() if _is_trained(m)]
         for layer in self.layers:
             if not has_rule(layer):
                 raise PrivacyError(
@@ -157,6 +160,17 @@ class PatientGradients:
                 handle.remove()
             for parameter, flag in wanted:
                 parameter.requires_grad_(flag)
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    """Whether a layer's own parameters are trained. Raises PrivacyError for a part of them."""
+    flags = {parameter.requires_grad for parameter in layer.parameters(recurse=False)}
+    if len(flags) > 1:
+        raise PrivacyError(
+            f"{type(layer).__name__} is frozen in part, and per-example rules cover a layer's "
+            "weight and bias together; freeze both or neither"
+        )
+    return flags == {True}
 
 
 def sum_gradients(parts: Sequence[ClippedSum]) -> dict[nn.Parameter, Tensor]:

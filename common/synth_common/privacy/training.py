@@ -25,7 +25,7 @@ from synth_common.privacy.optimiser import PatientOptimiser
 from synth_common.privacy.sampling import Draw, PatientSampler, physical_batches
 from synth_common.randomness import NoiseSource, derive_seed, secret_generator
 
-_PRIVATE, _PUBLIC = "private.", "public."
+_PRIVATE, _PUBLIC, SITE = "private.", "public.", "site."
 _ADAM_EPSILON = 1e-8
 
 
@@ -68,8 +68,9 @@ class LocalResult:
         mean_loss: Mean private loss per image over the round, or None if nobody was
             drawn. SENSITIVE: never leaves.
         clipped_share: Share of drawn patients whose gradient was clipped. SENSITIVE.
-        kept: Optimiser moments for the next round; functions of released noise only, but
-            they have no reason to leave.
+        kept: Optimiser moments for the next round, and the site's own normalisation (names
+            under :data:`SITE`); functions of charged noise only, but they have no reason to
+            leave.
     """
 
     mean_loss: float | None
@@ -135,7 +136,7 @@ class PrivateTrainer:
         self._rate = training.learning_rate or generator.private_rate
         self._engine = PatientGradients(generator.private_module)
         adam = torch.optim.AdamW(
-            generator.private_module.parameters(),
+            [p for p in generator.private_module.parameters() if p.requires_grad],
             lr=self._rate,
             betas=generator.private_betas,
             eps=adam_epsilon(mechanism),
@@ -158,6 +159,7 @@ class PrivateTrainer:
 
         """
         unpack_adam(self._optimiser.original_optimizer, _under(kept, _PRIVATE))
+        self._generator.load_site_state(_under(kept, SITE))
         self._generator.begin_round(self._training, _under(kept, _PUBLIC))
         losses: list[Tensor] = []
         norms: list[Tensor] = []
@@ -176,6 +178,7 @@ class PrivateTrainer:
             kept={
                 **_prefixed(pack_adam(self._optimiser.original_optimizer), _PRIVATE),
                 **_prefixed(self._generator.kept_state(), _PUBLIC),
+                **_prefixed(self._generator.site_state(), SITE),
             },
         )
 

@@ -87,6 +87,7 @@ ATTACK: Final = (
 )
 ATTACK_DETAIL: Final = ("n_members", "n_nonmembers", "n_synthetic", "encoder", "encoder_sha256")
 GENERATOR: Final = ("family", "parameters", "private_parameters", "travelling", "bytes")
+PRETRAINING: Final = ("public_data", "sha256", "tune", "rank")
 INTAKE: Final = ("offered", "accepted", "set_aside", "duplicates")
 ROUND: Final = ("replies", "seconds", "bytes_down", "bytes_up")
 RECONSTRUCTION: Final = ("ssim", "psnr", "mse", "mae")

@@ -22,6 +22,7 @@ from synth_common.reporting.expected import (
     METRIC_DETAIL,
     METRICS,
     PHASES,
+    PRETRAINING,
     PRIVACY_SITE,
     RECONSTRUCTION,
     ROUND,
@@ -216,6 +217,7 @@ def _training(book: FactBook) -> dict[str, Any]:
         )
         entry["rounds"].append({"round": fact.round, "value": fact.value})
     return {
+        "pretraining": fields(book.value("pretraining.public"), PRETRAINING),
         "losses": list(losses.values()),
         "health": [
             {"round": f.round, "scope": f.scope, "signals": f.value}
