@@ -498,6 +498,7 @@ def comparison_facts() -> list[Fact]:
         for j, epsilon in enumerate((8.0, "inf", 1.0)):
             loss = (0.0, -1.0, 1.0)[j]
             row = {
+                "generator": family,
                 "family": family,
                 "epsilon": epsilon,
                 "seed": 7,

@@ -12,6 +12,8 @@ from reporting_facts import comparison_facts
 from synth_common.facts import Fact, FactLog
 from synth_common.reporting.columns import GROUPS, column_of
 from synth_common.reporting.compare import as_csv, build_comparison, write_comparison
+from synth_common.reporting.compare_page import cell_text
+from synth_common.reporting.compare_plots import key_plots
 
 
 def _rows() -> list[Fact]:
@@ -80,9 +82,24 @@ def test_written_files_agree(tmp_path: Path) -> None:
         )
     assert table[0]["membership_auc"] == "NOT RECORDED"
     text = page.read_text(encoding="utf-8")
-    assert text.count('class="missing"') == 1
+    assert text.count('class="missing"') == 2  # in the table behind the plot and in the whole one
     assert 'href="vae-8.0/report.html"' in text
 
 
 def test_csv_of_nothing_is_a_bare_header() -> None:
     assert as_csv([]) == "\n"
+
+
+def test_the_key_plots_say_what_they_draw() -> None:
+    """Ceiling, floor and guess as dashed lines; each number in words and in a table."""
+    comparison = build_comparison(comparison_facts())
+    plots = key_plots(comparison["columns"], comparison["rows"], cell_text)
+    assert [p.title.split()[0] for p in plots] == ["Usefulness:", "Fréchet", "Membership"]
+    useful, _, risk = plots
+    assert useful.reference == ("trained on real images", "0.871")
+    assert risk.reference == ("guessing", "0.500")
+    assert useful.epsilons == ("1", "8", "∞")
+    assert dict(useful.lines)["vae"][0] == ("0.643", "0.610 to 0.680")
+    assert "vae at epsilon 1: 0.643" in useful.plot.alt
+    assert "Dashed line, trained on real images: 0.871" in useful.plot.alt
+    assert dict(risk.lines)["gan"][0] == ("NOT RECORDED", "")

@@ -10,14 +10,14 @@ import pytest
 from simulation_scenario import write_tiny
 
 from synth_common.errors import ConfigError, DataError
-from synth_sim.compare import CompareOptions, run_comparison
+from synth_sim.compare import CompareOptions, parse_seeds, run_comparison
 
 
 def _options(tmp_path: Path, **changes: object) -> CompareOptions:
     values: dict[str, object] = {
         "scenario": str(write_tiny(tmp_path)),
         "out": tmp_path / "compare",
-        "families": ("vae", "gan"),
+        "generators": ("vae", "gan"),
         "epsilons": ("inf",),
         "overrides": ("training.rounds=1",),
         **changes,
@@ -55,7 +55,7 @@ def test_two_families_on_the_same_data(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_private_runs_on_the_same_patients_add_up(tmp_path: Path) -> None:
     """Keeping the better of two runs is tuning: the page says what both cost."""
-    options = _options(tmp_path, families=("vae",), epsilons=("2", "1", "inf"))
+    options = _options(tmp_path, generators=("vae",), epsilons=("2", "1", "inf"))
     page = run_comparison(options, lambda _line: None)
     table = json.loads((tmp_path / "compare" / "compare.json").read_text())
     together, alone = table["together"], [row["epsilon_spent"] for row in table["rows"]]
@@ -82,3 +82,35 @@ def test_a_failed_run_fails_the_comparison_with_its_own_class(
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(DataError, match=r"vae-epsinf ended with exit code 3.*--resume"):
         run_comparison(_options(tmp_path), print)
+
+
+@pytest.mark.slow
+def test_seeds_give_a_mean_and_a_range_and_a_recipe_its_settings(tmp_path: Path) -> None:
+    options = _options(tmp_path, generators=("vae-site",), seeds=(1, 2))
+    page = run_comparison(options, lambda _line: None)
+    table = json.loads((tmp_path / "compare" / "compare.json").read_text())
+    (line,), rows = table["over_seeds"], table["rows"]
+    assert (line["seeds"], [row["seed"] for row in rows]) == ([1, 2], [1, 2])
+    values = [row["membership_auc"] for row in rows]
+    assert line["membership_auc"] == pytest.approx(sum(values) / 2)
+    assert line["membership_auc_interval"] == [min(values), max(values)]
+    scenario = (tmp_path / "compare" / "vae-site-epsinf-seed2" / "scenario.toml").read_text()
+    assert "site_normalisation = true" in scenario
+    assert "VAE-SITE" in page.read_text()
+
+
+def test_an_unknown_generator_is_refused_by_name_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'diffusion'.*vae, gan, vae-site"):
+        run_comparison(_options(tmp_path, generators=("vae", "diffusion")), print)
+    assert not (tmp_path / "compare").exists()
+
+
+@pytest.mark.parametrize("text", ["", "1,", "1,1", "a", "-1"])
+def test_seeds_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--seeds"):
+        parse_seeds(text)
+
+
+def test_seeds_are_read() -> None:
+    assert parse_seeds("3, 1") == (3, 1)
+    assert parse_seeds(None) == ()

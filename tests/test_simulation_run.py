@@ -181,11 +181,11 @@ def test_masks_are_judged_beside_classes(tmp_path: Path) -> None:
 
 
 def test_a_comparison_row_holds_what_the_run_recorded(finished: tuple[Scenario, Path]) -> None:
-    from synth_sim.compare import _Case, _row_fact
+    from synth_sim.compare_rows import row_fact
 
     scenario, out = finished
     facts = list(read_facts(out / "facts.jsonl"))
-    row = _row_fact(_Case(scenario, (), out), facts).value
+    row = row_fact("vae", scenario, facts, "vae/report.html").value
     book = _book(out)
     radiomics = [
         f.value for f in book.all("quality.frechet") if f.detail["encoder"].startswith("radiomics")

@@ -176,7 +176,11 @@ def sample(
 def compare(
     scenario: ScenarioArgument,
     generators: Annotated[
-        str, typer.Option(help="Families to compare, separated by commas.")
+        str,
+        typer.Option(
+            help="Families (vae, gan) or recipes (vae-site, gan-site) to compare, separated by "
+            "commas."
+        ),
     ] = "vae,gan",
     epsilon: Annotated[
         str, typer.Option(help="Budgets to compare, separated by commas; inf is without privacy.")
@@ -186,7 +190,13 @@ def compare(
         typer.Option(help="Directory of the comparison; default: runs/compare-SCENARIO-TIME."),
     ] = None,
     set_: SetOption = [],  # noqa: B006 - typer copies it
-    seed: SeedOption = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Seeds, separated by commas: every combination runs once with each; default: "
+            "the scenario's."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip finished runs in --out, continue others.")
     ] = False,
@@ -194,22 +204,23 @@ def compare(
     """Compare generators and budgets on the same data.
 
     SCENARIO is the name of a packaged scenario (see list) or a TOML file. Every
-    combination is one run in a process of its own; one page tabulates them.
+    combination is one run in a process of its own; one page plots and tabulates them, with mean
+    and range over the seeds where there are several.
     """
-    from synth_sim.compare import CompareOptions, run_comparison
+    from synth_sim.compare import CompareOptions, parse_seeds, run_comparison
     from synth_sim.scenario import load_scenario
 
     if resume and out is None:
         raise ConfigError("--resume needs --out: which comparison is to be continued")
-    name = load_scenario(scenario, set_, seed).name
+    name = load_scenario(scenario, set_).name
     out = out or Path("runs") / f"compare-{name}-{datetime.now():%Y%m%d-%H%M%S}"
     options = CompareOptions(
         scenario=scenario,
         out=out,
-        families=tuple(part.strip() for part in generators.split(",")),
+        generators=tuple(part.strip() for part in generators.split(",")),
         epsilons=tuple(part.strip() for part in epsilon.split(",")),
         overrides=tuple(set_),
-        seed=seed,
+        seeds=parse_seeds(seeds),
         resume=resume,
         command=_command_line(),
     )

@@ -1,4 +1,4 @@
-"""Generators and budgets side by side: one run each, on the same data and seed.
+"""Generators and budgets side by side: one run each, on the same data and seeds.
 
 Every run is a fresh process, so that its peak memory and seconds are its own.
 """
@@ -10,16 +10,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 from synth_common.errors import ConfigError, Interrupted, StorageError, SynthwardError
 from synth_common.facts import Fact, FactLog, read_facts
 from synth_common.privacy.accounting import Use, epsilon
+from synth_sim.compare_rows import last_facts, row_fact, summary_facts
+from synth_sim.recipes import overrides_of
 from synth_sim.scenario import Scenario, load_scenario
 
 _SOURCE = "synth_sim.compare.run_comparison"
-_METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
 _COPIED = ("run.scenario", "run.seed", "run.versions", "run.device", "data.classes", "data.shape")
 
 
@@ -30,20 +31,20 @@ class CompareOptions:
     Attributes:
         scenario: Packaged name or TOML file.
         out: Directory; one sub-directory per run.
-        families: Generator families.
+        generators: Families, or names of :data:`synth_sim.recipes.RECIPES`.
         epsilons: Budgets as text; ``inf`` trains without privacy.
         overrides: Further ``section.key=value`` for every run.
-        seed: Replaces the scenario's seed in every run.
+        seeds: Every combination runs once with each; empty for the scenario's own seed.
         resume: Keep finished runs, continue interrupted ones.
         command: Command line, for the report.
     """
 
     scenario: str
     out: Path
-    families: tuple[str, ...]
+    generators: tuple[str, ...]
     epsilons: tuple[str, ...]
     overrides: tuple[str, ...] = ()
-    seed: int | None = None
+    seeds: tuple[int, ...] = ()
     resume: bool = False
     command: str = ""
 
@@ -52,9 +53,19 @@ class CompareOptions:
 class _Case:
     """One run of a comparison."""
 
+    generator: str
     scenario: Scenario
     overrides: tuple[str, ...]
+    seed: int | None
     out: Path
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...]:
+    """Seeds from ``1,2,3``; none from None. Raises ConfigError for what is no list of seeds."""
+    parts = [] if text is None else [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+        raise ConfigError(f"--seeds {text!r}: give different whole numbers from 0, as in 1,2,3")
+    return tuple(int(part) for part in parts)
 
 
 def run_comparison(options: CompareOptions, say: Callable[[str], None]) -> Path:
@@ -68,7 +79,7 @@ def run_comparison(options: CompareOptions, say: Callable[[str], None]) -> Path:
         The path of the comparison's page.
 
     Raises:
-        ConfigError: An impossible family or budget (before anything runs), or ``out`` is
+        ConfigError: An unknown generator or impossible budget (before anything runs), or ``out`` is
             not empty.
         Interrupted: Ctrl-C; can be continued with ``resume``.
         SynthwardError: A run failed; in the class of its exit code.
@@ -88,6 +99,7 @@ def run_comparison(options: CompareOptions, say: Callable[[str], None]) -> Path:
         )
     log = FactLog(options.out / "facts.jsonl")
     runs: list[Sequence[Fact]] = []
+    rows: list[Fact] = []
     for number, case in enumerate(cases):
         say(f"[{number + 1}/{len(cases)}] {case.out.name}")
         if not _finished(case.out):
@@ -96,10 +108,13 @@ def run_comparison(options: CompareOptions, say: Callable[[str], None]) -> Path:
         if number == 0:
             log.extend(fact for fact in facts if fact.name in _COPIED)
             log.append(Fact("run.command", options.command, "public", _SOURCE))
-        log.append(_row_fact(case, facts))
+        report = f"{case.out.name}/report.html"
+        rows.append(row_fact(case.generator, case.scenario, facts, report))
+        log.append(rows[-1])
         if case.scenario.privacy.private:
             runs.append(facts)
     log.append(
+        *summary_facts(rows),
         *_together(cases[0].scenario, runs),
         Fact("run.id", options.out.name, "public", _SOURCE),
         Fact("run.finished", datetime.now(UTC).isoformat(timespec="seconds"), "public", _SOURCE),
@@ -110,16 +125,14 @@ def run_comparison(options: CompareOptions, say: Callable[[str], None]) -> Path:
 def _cases(options: CompareOptions) -> list[_Case]:
     """Every combination, validated before the first one runs."""
     cases: dict[str, _Case] = {}
-    for family in options.families:
-        for budget in options.epsilons:
-            overrides = (
-                *options.overrides,
-                f"generator.family={family}",
-                f"privacy.epsilon={budget}",
-            )
-            scenario = load_scenario(options.scenario, overrides, options.seed)
-            name = f"{scenario.generator.family}-eps{scenario.privacy.epsilon:g}"
-            cases[name] = _Case(scenario, overrides, options.out / name)
+    combinations = product(options.generators, options.epsilons, options.seeds or (None,))
+    for generator, budget, seed in combinations:
+        wanted = (*options.overrides, *overrides_of(generator), f"privacy.epsilon={budget}")
+        scenario = load_scenario(options.scenario, wanted, seed)
+        name = f"{generator}-eps{scenario.privacy.epsilon:g}"
+        if len(options.seeds) > 1:
+            name += f"-seed{seed}"
+        cases[name] = _Case(generator, scenario, wanted, seed, options.out / name)
     return list(cases.values())
 
 
@@ -135,8 +148,8 @@ def _run_case(options: CompareOptions, case: _Case) -> None:
     command += ["--out", str(case.out)]
     for override in case.overrides:
         command += ["--set", override]
-    if options.seed is not None:
-        command += ["--seed", str(options.seed)]
+    if case.seed is not None:
+        command += ["--seed", str(case.seed)]
     if (case.out / "scenario.toml").exists():
         command.append("--resume")
     try:
@@ -156,28 +169,6 @@ def _subclasses(cls: type[SynthwardError]) -> list[type[SynthwardError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _subclasses(child))]
 
 
-def _row_fact(case: _Case, facts: Sequence[Fact]) -> Fact:
-    """One line of the table: means over the sites, and the strongest attack on any."""
-    row: dict[str, Any] = {
-        "family": case.scenario.generator.family,
-        "epsilon": case.scenario.privacy.epsilon,
-        "seed": case.scenario.seed,
-        "unit": case.scenario.privacy.unit,
-        "delta": case.scenario.privacy.delta,
-        "noise": case.scenario.privacy.noise,
-        **_privacy_columns(facts),
-        **_quality_columns(facts),
-        **_utility_columns(facts),
-        **_attack_columns(facts),
-        **_cost_columns(facts),
-        "report": f"{case.out.name}/report.html",
-    }
-    # What was not measured has no column: the page then says NOT RECORDED.
-    row = {name: value for name, value in row.items() if value is not None}
-    detail = {"aggregation": "mean over sites; membership: the highest AUC of any site and attack"}
-    return Fact("compare.row", row, "site-local", _SOURCE, detail=detail)
-
-
 def _together(scenario: Scenario, runs: Sequence[Sequence[Fact]]) -> list[Fact]:
     """What all private runs cost a hospital that bore every one of them.
 
@@ -186,7 +177,7 @@ def _together(scenario: Scenario, runs: Sequence[Sequence[Fact]]) -> list[Fact]:
     """
     histories: dict[str, list[Use]] = {}
     for facts in runs:
-        for fact in _last(facts, "privacy.site"):
+        for fact in last_facts(facts, "privacy.site"):
             uses = [Use(**use) for use in fact.value["history"]]
             histories.setdefault(fact.site or "", []).extend(uses)
     if not histories:
@@ -196,89 +187,3 @@ def _together(scenario: Scenario, runs: Sequence[Sequence[Fact]]) -> list[Fact]:
     most = max(spent, key=spent.__getitem__)
     value = {"epsilon": spent[most], "site": most, "runs": len(runs), "unit": terms.unit}
     return [Fact("compare.together", value, "public", _SOURCE, detail={"delta": terms.delta})]
-
-
-def _mean(values: Sequence[Any]) -> float | None:
-    """Mean of the numbers among ``values``; None without one."""
-    numbers = [float(v) for v in values if isinstance(v, int | float)]
-    return sum(numbers) / len(numbers) if numbers else None
-
-
-def _privacy_columns(facts: Sequence[Fact]) -> dict[str, Any]:
-    spent = [f.value["epsilon"] for f in _last(facts, "privacy.site")]
-    return {"epsilon_spent": max(spent, key=float, default=None)}
-
-
-def _quality_columns(facts: Sequence[Fact]) -> dict[str, Any]:
-    """Each distance in each feature space, diversity, and pixel scores where there are any."""
-    columns: dict[str, Any] = {}
-    for metric in _METRICS:
-        found = _last(facts, f"quality.{metric}")
-        for encoder in dict.fromkeys(str(f.detail.get("encoder")) for f in found):
-            space = "radiomics" if encoder.startswith("radiomics") else "network"
-            same = [f for f in found if f.detail.get("encoder") == encoder]
-            columns[f"{metric}_{space}"] = _mean([f.value for f in same])
-            columns[f"{metric}_{space}_floor"] = _mean([f.detail.get("floor") for f in same])
-    for metric in ("ms_ssim_diversity", "inception_score"):
-        columns[metric] = _mean([f.value for f in _last(facts, f"quality.{metric}")])
-    for score in ("ssim", "psnr"):
-        values = [f.value.get(score) for f in _last(facts, "quality.reconstruction")]
-        columns[score] = _mean(values)
-    return columns
-
-
-def _utility_columns(facts: Sequence[Fact]) -> dict[str, Any]:
-    """Pooled balanced accuracy and Dice by what was trained on, with their intervals."""
-    columns: dict[str, Any] = {}
-    for fact in _last(facts, "utility.classification"):
-        if fact.site is None:
-            trained_on = fact.detail.get("trained_on")
-            columns[f"utility_{trained_on}"] = fact.value.get("balanced_accuracy")
-            columns[f"utility_{trained_on}_interval"] = fact.detail.get("interval")
-    for fact in _last(facts, "utility.segmentation"):
-        if fact.site is None:
-            trained_on = fact.detail.get("trained_on")
-            columns[f"dice_{trained_on}"] = fact.value.get("dice")
-            columns[f"dice_{trained_on}_interval"] = fact.detail.get("interval")
-            if trained_on == "synthetic":
-                columns["dice_ratio_to_real"] = fact.value.get("ratio_to_real")
-                columns["dice_ratio_to_real_interval"] = fact.detail.get("ratio_interval")
-    return columns
-
-
-def _attack_columns(facts: Sequence[Fact]) -> dict[str, Any]:
-    """The strongest attack on any site."""
-    attacks = [
-        f for f in _last(facts, "membership.attack") if isinstance(f.value.get("auc"), int | float)
-    ]
-    if not attacks:
-        return {"membership_auc": None}
-    worst = max(attacks, key=lambda fact: float(fact.value["auc"]))
-    return {
-        "membership_auc": worst.value["auc"],
-        "membership_auc_interval": worst.value.get("auc_interval"),
-        "membership_tpr_at_1pct_fpr": worst.value.get("tpr_at_1pct_fpr"),
-        "membership_attack": worst.value.get("attack"),
-    }
-
-
-def _cost_columns(facts: Sequence[Fact]) -> dict[str, Any]:
-    """Seconds, memory, bytes sent and rounds."""
-    seconds = {f.detail.get("phase"): f.value for f in facts if f.name == "run.seconds"}
-    rounds = {f.round: f.value for f in facts if f.name == "federation.round"}
-    peak = [f.value for f in facts if f.name == "run.peak_memory_bytes"]
-    ended = [f.value for f in facts if f.name == "run.rounds"]
-    return {
-        "seconds": seconds.get("total"),
-        "training_seconds": seconds.get("training"),
-        "peak_memory_bytes": peak[-1] if peak else None,
-        "bytes_sent": sum(v["bytes_down"] + v["bytes_up"] for v in rounds.values()),
-        "rounds": ended[-1]["completed"] if ended else None,
-    }
-
-
-def _last(facts: Sequence[Fact], name: str) -> list[Fact]:
-    """The facts of a name, a repeated recording (a resumed run) counted once."""
-    from synth_common.reporting.factbook import FactBook
-
-    return FactBook(facts).all(name)

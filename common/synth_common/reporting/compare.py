@@ -22,35 +22,41 @@ from synth_common.reporting.report import run_section
 
 FORMAT = "synthward-comparison/1"
 
-_IDENTITY = ("family", "epsilon", "seed", "report")
+_IDENTITY = ("generator", "family", "epsilon", "seed", "report", "seeds")
 
 
 def build_comparison(facts: Iterable[Fact]) -> dict[str, Any]:
-    """Order ``compare.row`` and ``run.*`` facts into a comparison. Pure; computes no number.
+    """Order ``compare.*`` and ``run.*`` facts into a comparison. Pure; computes no number.
 
     Args:
-        facts: Facts in the order they were recorded; the last row of a family, epsilon and
+        facts: Facts in the order they were recorded; the last row of a generator, epsilon and
             seed wins.
 
     Returns:
         ``{"format", "run", "together", "columns": [{"name", "title", "group", "better"}],
-        "rows"}``.
-        Rows are ordered by family, then by epsilon with infinity last; a column that some
-        other row has and this one lacks holds ``"NOT RECORDED"``.
+        "rows", "over_seeds"}``.
+        Rows are ordered by generator, then by epsilon with infinity last; a column that some
+        other row has and this one lacks holds ``"NOT RECORDED"``. ``over_seeds`` are lines
+        like rows, one per generator and epsilon that ran with several seeds: means, and as
+        intervals the least and the most of any seed.
     """
     book = FactBook(facts)
-    found = [f.value for f in book.all("compare.row") if isinstance(f.value, Mapping)]
+    found = [_named(f.value) for f in book.all("compare.row") if isinstance(f.value, Mapping)]
+    seeds = [_named(f.value) for f in book.all("compare.seeds") if isinstance(f.value, Mapping)]
     names = list(dict.fromkeys(name for row in found for name in row if name not in _IDENTITY))
     # An interval is shown with the number that it belongs to.
     columns = ranked(column_of(n) for n in names if not n.endswith("_interval"))
-    keep = ("family", "epsilon", *(n for n in _IDENTITY[2:] if any(n in row for row in found)))
+    given = (n for n in ("seed", "report") if any(n in row for row in found))
+    keep = ("generator", "family", "epsilon", *given)
     rows = [{name: row.get(name, MISSING) for name in (*keep, *names)} for row in found]
+    plain = [column.name for column in columns]
     return {
         "format": FORMAT,
         "run": run_section(book),
         "together": fields(book.value("compare.together"), ("epsilon", "site", "runs", "unit")),
         "columns": [vars(column) for column in columns],
         "rows": sorted(rows, key=_order),
+        "over_seeds": sorted(({**dict.fromkeys(plain, MISSING), **s} for s in seeds), key=_order),
     }
 
 
@@ -98,8 +104,13 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what the comparison calls its generator: by default, its family."""
+    return {"generator": row.get("generator", row.get("family", MISSING)), "family": MISSING, **row}
+
+
 def _order(row: Mapping[str, Any]) -> tuple[str, float, str]:
-    """Family, then epsilon with infinity (and what is no number) last, then seed."""
+    """Generator, then epsilon with infinity (and what is no number) last, then seed."""
     epsilon = row["epsilon"]
     plain = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
-    return (str(row["family"]), float(epsilon) if plain else math.inf, str(row.get("seed", "")))
+    return (str(row["generator"]), float(epsilon) if plain else math.inf, str(row.get("seed", "")))

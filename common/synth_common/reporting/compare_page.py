@@ -1,4 +1,4 @@
-"""The comparison as a page: a table of all runs, and a plot per column by family and epsilon."""
+"""The comparison as a page: a table of all runs, and a plot per column over epsilon."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from synth_common.reporting import numbers
 from synth_common.reporting.columns import GROUPS
+from synth_common.reporting.compare_plots import key_plots
 from synth_common.reporting.factbook import MISSING
 from synth_common.reporting.html import environment
 from synth_common.reporting.svg import (
@@ -23,7 +24,6 @@ from synth_common.reporting.svg import (
     series_style,
     short_names,
 )
-from synth_common.reporting.words import FAMILIES
 
 _PANELS = 3  # side by side
 _RUNS_PER_TABLE = 6
@@ -39,7 +39,8 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
     Returns:
         A whole HTML document.
     """
-    rows, columns = comparison["rows"], comparison["columns"]
+    columns = comparison["columns"]
+    rows = comparison["over_seeds"] or comparison["rows"]
     grouped = {g: [c for c in columns if c["group"] == g] for g in GROUPS}
     groups = [
         {
@@ -57,17 +58,30 @@ def render_comparison(comparison: Mapping[str, Any]) -> str:
         .render(
             comparison=comparison,
             groups=groups,
+            key_plots=key_plots(columns, rows, cell_text),
             blocks=[rows[i : i + step] for i in range(0, len(rows), step)],
-            private=[r for r in rows if numbers.number(r["epsilon"]) is not None],
-            families=FAMILIES,
+            private=[r for r in comparison["rows"] if numbers.number(r["epsilon"]) is not None],
             text=cell_text,
+            span=span_text,
         )
     )
 
 
 def cell_text(column: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """A cell of the table: the number in its unit."""
-    value = row[column["name"]]
+    return _in_unit(column, row[column["name"]])
+
+
+def span_text(column: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The interval of a cell, in the column's unit; empty where none was recorded."""
+    span = row.get(f"{column['name']}_interval")
+    if not isinstance(span, list) or len(span) != 2:
+        return ""
+    return " to ".join(dict.fromkeys(_in_unit(column, end) for end in span))
+
+
+def _in_unit(column: Mapping[str, Any], value: Any) -> str:
+    """A number of a column, in its unit."""
     if column["unit"] == "bytes":
         return numbers.bytes_text(value)
     if column["unit"] == "seconds":
@@ -80,17 +94,17 @@ def cell_text(column: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 def _plot(
     name: str, group: str, columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> Plot | None:
-    """Small multiples of a group: epsilon across, a marker and line per family."""
+    """Small multiples of a group: epsilon across, a marker and line per generator."""
     measured = [c for c in columns if not str(c["name"]).endswith("_floor")]
     drawn = [c for c in measured if any(numbers.number(r[c["name"]]) is not None for r in rows)]
     if not drawn:
         return None
     epsilons = list(dict.fromkeys(numbers.setting(r["epsilon"]) for r in sorted(rows, key=_budget)))
-    families = list(dict.fromkeys(str(r["family"]) for r in rows))
+    generators = list(dict.fromkeys(str(r["generator"]) for r in rows))
     lines = -(-len(drawn) // _PANELS)
-    alt = f"{group} by family and epsilon: " + listed(
+    alt = f"{group} by generator and epsilon: " + listed(
         [
-            f"{c['title']} {r['family']} at epsilon {numbers.setting(r['epsilon'])}: "
+            f"{c['title']} {r['generator']} at epsilon {numbers.setting(r['epsilon'])}: "
             f"{cell_text(c, r)}"
             for c in drawn
             for r in rows
@@ -101,17 +115,17 @@ def _plot(
     def paint(figure: Figure) -> None:
         grid = figure.subplots(lines, _PANELS, squeeze=False)
         for axes, column in zip(grid.flat, drawn, strict=False):
-            for number, family in enumerate(families):
-                own = [r for r in rows if str(r["family"]) == family]
-                # Side by side, so that equal numbers of two families are both seen.
-                apart = 0.12 * (number - (len(families) - 1) / 2)
+            for number, generator in enumerate(generators):
+                own = [r for r in rows if str(r["generator"]) == generator]
+                # Side by side, so that equal numbers of two generators are both seen.
+                apart = 0.12 * (number - (len(generators) - 1) / 2)
                 ticks = {e: i + apart for i, e in enumerate(epsilons)}
                 _paint(axes, column, own, ticks, series_style(number))
             _label(axes, column, epsilons)
         for axes in grid.flat[len(drawn) :]:
             axes.set_visible(False)
-        styles = [key(series_style(i)) for i in range(len(families))]
-        legend(figure, styles, short_names([f.upper() for f in families]))
+        styles = [key(series_style(i)) for i in range(len(generators))]
+        legend(figure, styles, short_names([g.upper() for g in generators]))
 
     return draw(name, alt, (WIDTH, 0.35 + 1.75 * lines), paint)
 
@@ -123,7 +137,7 @@ def _paint(
     ticks: Mapping[str, float],
     style: Mapping[str, Any],
 ) -> None:
-    """One family's numbers of one column, with intervals where they were recorded."""
+    """One generator's numbers of one column, with intervals where they were recorded."""
     scale = _SCALES.get(column["unit"], (1.0, ""))[0]
     points = [
         (ticks[numbers.setting(r["epsilon"])], value / scale, r)

@@ -24,7 +24,8 @@ _BY_VALUE = {"training.warning", "samples.grid", "samples.traversal"}
 _BY_FIELD = {
     "membership.attack": ("attack",),
     "federation.failure": ("code",),
-    "compare.row": ("family", "epsilon", "seed"),
+    "compare.row": ("generator", "family", "epsilon", "seed"),
+    "compare.seeds": ("generator", "epsilon"),
 }
 
 
