@@ -111,9 +111,9 @@ def test_plots_have_words_and_a_table_and_headers_a_scope(name: str, run_dir: Pa
         assert attributes["role"] == "img"
         assert re.search(r"\d", attributes["aria-label"] or "")
     order = [tag for tag, _ in parser.tags if tag in ("svg", "table")]
-    if name == "comparison":  # one table stands before all plots
-        assert order[0] == "table"
-        assert len(plots) == 5
+    if name == "comparison":  # three plots with a table each, the table of all, the other plots
+        assert order[:7] == ["svg", "table"] * 3 + ["table"]
+        assert len(plots) == 3 + 5
     else:
         assert [b for a, b in pairwise(order) if a == "svg"] == ["table"] * len(plots)
     assert all(a.get("scope") for tag, a in parser.tags if tag == "th")
