@@ -194,7 +194,9 @@ def test_a_site_refuses_a_first_round_from_other_weights_and_charges_nothing(
 # ------------------------------------------------------------------ runs
 
 
-@pytest.mark.parametrize("tune", ["all", "last", "adapters"])
+@pytest.mark.parametrize(
+    "tune", [*(pytest.param(t, marks=pytest.mark.slow) for t in ("all", "last")), "adapters"]
+)
 def test_a_run_from_public_weights_says_so_in_its_report(
     tmp_path: Path, made: Pretrained, tune: str
 ) -> None:
