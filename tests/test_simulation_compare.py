@@ -91,9 +91,9 @@ def test_seeds_give_a_mean_and_a_range_and_a_recipe_its_settings(tmp_path: Path)
     table = json.loads((tmp_path / "compare" / "compare.json").read_text())
     (line,), rows = table["over_seeds"], table["rows"]
     assert (line["seeds"], [row["seed"] for row in rows]) == ([1, 2], [1, 2])
-    values = [row["membership_auc"] for row in rows]
-    assert line["membership_auc"] == pytest.approx(sum(values) / 2)
-    assert line["membership_auc_interval"] == [min(values), max(values)]
+    values = [row["training_seconds"] for row in rows]
+    assert line["training_seconds"] == pytest.approx(sum(values) / 2)
+    assert line["training_seconds_interval"] == [min(values), max(values)]
     scenario = (tmp_path / "compare" / "vae-site-epsinf-seed2" / "scenario.toml").read_text()
     assert "site_normalisation = true" in scenario
     assert "VAE-SITE" in page.read_text()

@@ -72,7 +72,7 @@ def key_plots(
             title, reference = asked
             plots.append(_key_plot(column, rows, text, (title, *reference)))
     order = ("Usefulness", "Fréchet", "Membership")
-    return sorted(plots, key=lambda plot: [plot.title.startswith(word) for word in order][::-1])
+    return [plot for word in order for plot in plots if plot.title.startswith(word)]
 
 
 def _question(name: str) -> tuple[str, tuple[str, str | float]] | None:
@@ -81,6 +81,9 @@ def _question(name: str) -> tuple[str, tuple[str, str | float]] | None:
         real = name.replace("utility_synthetic", "utility_real", 1)
         title = "Usefulness: balanced accuracy of a classifier trained on synthetic images"
         return title, ("trained on real images", real)
+    if name == "dice_synthetic":
+        title = "Usefulness: Dice of a segmenter trained on synthetic images and masks"
+        return title, ("trained on real images", "dice_real")
     if name.startswith("frechet_") and not name.endswith("_floor"):
         space = name.removeprefix("frechet_")
         return f"Fréchet distance, {space} features", ("real against real", f"{name}_floor")
