@@ -46,6 +46,7 @@ def _problems(report: Any) -> list[str]:
 def test_fixture_has_every_fact_of_a_run() -> None:
     elsewhere = {
         "compare.row",
+        "compare.seeds",
         "compare.together",
         "audit.canaries",
     }  # of a comparison and of an audit

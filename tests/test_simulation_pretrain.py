@@ -22,6 +22,7 @@ from synth_common.facts import read_facts
 from synth_common.generators import build_generator
 from synth_common.plan import PretrainingPlan
 from synth_common.privacy.egress import state_digest
+from synth_server.rounds import refined
 from synth_server.strategy import UniformAverage
 from synth_sim.pretrain import Pretrained, pretrain
 from synth_sim.run import RunOptions, run_scenario
@@ -253,3 +254,15 @@ def test_a_site_that_missed_a_round_keeps_its_normalisation(tmp_path: Path) -> N
     assert own
     assert missed.keys() == {f"site.{name}" for name in own}  # and no moments
     assert outbox.kept_before("run", 2).keys() > missed.keys()
+
+
+def test_the_coordinator_refines_an_adapted_gan_and_leaves_its_critic_alone() -> None:
+    plain = small_plan("gan")
+    tuning = PretrainingPlan(sha256="0" * 64, public_data="drawn", tune="adapters")
+    training = plain.training.model_copy(update={"generator_training": "server"})
+    plan = plain.model_copy(update={"pretraining": tuning, "training": training})
+    state = build_generator(plan.generator, 3, tuning).shared_state()
+    after = refined(plan, state, "run", 1)
+    moved = {name.split(".")[0] for name in state if not torch.equal(after[name], state[name])}
+    assert "generator" in moved
+    assert "critic" not in moved

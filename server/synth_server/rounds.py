@@ -124,7 +124,7 @@ def refined(plan: Plan, state: State, run_id: str, number: int) -> State:
     """
     if plan.generator.family != "gan" or plan.training.generator_training != "server":
         return state
-    generator = build_generator(plan.generator, seed=0)
+    generator = build_generator(plan.generator, seed=0, pretraining=plan.pretraining)
     generator.load_shared_state(state)
     generator.refine(plan.training, derive_seed(0, "refine", run_id, number))
     return generator.shared_state()
