@@ -61,6 +61,8 @@ def test_list_names_every_packaged_scenario(capsys: pytest.CaptureFixture[str]) 
     assert [line.split()[0] for line in out.splitlines()] == [
         "chest-xray-hospitals",
         "mednist",
+        "mnist",
+        "nuclei",
         "phantom-hospitals",
     ]
 
