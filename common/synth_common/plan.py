@@ -226,12 +226,16 @@ class Plan(StrictModel):
     def _release_fits(self) -> Plan:
         embedding, rounds = self.release.embedding, self.training.rounds
         whole = embedding is not None and embedding.share == 1.0
-        if whole != (rounds == 0):
-            share = "none" if embedding is None else f"share = {embedding.share:g}"
+        if rounds == 0 and not whole:
             raise ValueError(
-                f"training.rounds = {rounds}, release.embedding: {share}; no round can follow "
-                "a release with share = 1, which leaves no budget, and without such a release at "
-                "least one must"
+                "training.rounds = 0: at least one round is needed, but where release.embedding "
+                "has share = 1"
+            )
+        if rounds and whole:
+            raise ValueError(
+                f"training.rounds = {rounds}: no round can follow a release with "
+                "release.embedding.share = 1, which leaves no budget; set rounds = 0, or a smaller "
+                "share"
             )
         if rounds == 0 and self.release.label_histogram is not None:
             raise ValueError(
@@ -286,7 +290,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as ``section.key``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat
 
 
