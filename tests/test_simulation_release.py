@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 from release_scenario import learn, learner, scenario  # noqa: F401
 
@@ -18,6 +19,8 @@ from synth_server.checkpoint import load_latest
 from synth_sim import federate
 from synth_sim.run import RunOptions, run_scenario
 from synth_sim.scenario import Scenario
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def _charged(out: Path) -> dict[str, int]:
@@ -41,7 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _until_judged(wanted: Scenario, out: Path, resume: bool = False) -> None:
     with pytest.raises(Interrupted):
-        run_scenario(wanted, RunOptions(out, resume=resume))
+        run_scenario(wanted, RunOptions(out, resume=resume, command="synth-sim run tiny"))
 
 
 @pytest.mark.usefixtures("learner")
@@ -81,7 +84,11 @@ def _check_report(out: Path, page: str, shares: tuple[float, ...]) -> None:
     assert told["privacy"]["trust_model"]["name"] == "secure-aggregation"
     assert [site["epsilon"] for site in told["privacy"]["sites"]] == [release["epsilon"]] * 3
     assert [site["epsilon_by_round"][0]["round"] for site in told["privacy"]["sites"]] == [0] * 3
-    assert list(told["data"]["label_shares"]["shares"].values()) == pytest.approx(list(shares))
+    found = told["data"]["label_shares"]["shares"]
+    assert [found["normal"], found["lesion"]] == pytest.approx(list(shares))
+    assert {entry["round"] for entry in told["training"]["health"]} == {0}
+    schema = json.loads((ROOT / "docs/reference/report.schema.json").read_text())
+    jsonschema.validate(told, schema)
     assert told["other"] == []
     for words in (
         "The release before the first round",
@@ -91,7 +98,7 @@ def _check_report(out: Path, page: str, shares: tuple[float, ...]) -> None:
         "No round was planned",
     ):
         assert words in page
-    assert "NOT RECORDED: rounds" not in page
+    assert "NOT RECORDED:" not in page.split("<footer>")[0]
 
 
 @pytest.mark.usefixtures("learner", "quick")

@@ -118,7 +118,6 @@ class UniformAverage(Strategy):
         memory: What must outlive this process: the ledger entry seen last of every site, and
             its released histogram.
         plan: The plan.
-        run_id: The run.
         on_ask: Called with a site's name as its message goes out.
     """
 
@@ -131,7 +130,7 @@ class UniformAverage(Strategy):
         self.spent: set[str] = set()
         self.on_ask: Callable[[str], None] = lambda name: None
         self.memory = Memory()
-        self.plan, self.run_id = plan, run_id
+        self.plan = plan
         self._header = Header(run_id, 0, plan.digest())
         self._sent: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         self._asked: list[str] = []

@@ -109,7 +109,9 @@ def _release(run: Federation, grid: Grid, strategy: UniformAverage) -> State:
     """Get and learn the release; record who failed, whether or not it came about."""
     asking = releasing(run, grid, strategy)
     try:
-        return learn(run, asking)
+        state = learn(run, asking)
+        run.log.extend(_health_facts(run, 0))
+        return state
     except FederationError as err:
         raise _as_reported(run, asking.failures, err) from err
     finally:

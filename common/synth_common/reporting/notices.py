@@ -115,7 +115,7 @@ def _on_course(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield _notice(
             "training-health",
             "caution",
-            f"Training health, round {warning['round'] or MISSING}",
+            f"Training health, {_when(warning['round'])}",
             str(warning["text"]),
         )
     for resume in report["run"]["resumed"]:
