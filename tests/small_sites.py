@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from synth_client.enrol import agree, make_key
 from synth_client.site import Site
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import FederationPlan, GeneratorPlan, Plan, PrivacyPlan, TrainingPlan
@@ -81,3 +82,24 @@ def approve(site: Site, plan: Plan) -> None:
     with Ledger.hold(site.ledger_path) as ledger:
         if plan.digest() not in ledger.approved():
             ledger.approve(plan.digest(), plan.to_json(), OPERATOR)
+
+
+def release_plan(trust: str = "secure-aggregation", rounds: int = 0, **release: object) -> Plan:
+    """A plan with one release before ``rounds`` short rounds; RDP, so that it is quick."""
+    settings = {"share": 1.0 if rounds == 0 else 0.4, **release}
+    base = small_plan(accountant="rdp").model_dump()
+    base["privacy"]["trust_model"] = trust
+    base["training"]["rounds"] = rounds
+    base["release"] = {"embedding": settings}
+    return Plan.model_validate(base)
+
+
+def enrolled_sites(
+    directory: Path, names: tuple[str, ...] = ("east", "north", "west")
+) -> list[Site]:
+    """Sites that know each other's keys."""
+    sites = [small_site(directory, name, seed=i + 1) for i, name in enumerate(names)]
+    public = {site.name: make_key(site.directory) for site in sites}
+    for site in sites:
+        agree(site.directory, {n: k for n, k in public.items() if n != site.name})
+    return sites

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from release_scenario import learner  # noqa: F401
+from release_scenario import scenario as release_scenario
 from safetensors.torch import load_file
 from simulation_scenario import write_tiny
 
 from synth_client import round as rounds
+from synth_client.app import SiteApp
 from synth_common import messages
 from synth_common.errors import FederationError, SynthwardError
 from synth_common.flower import ArrayRecord, ConfigRecord, Message
 from synth_common.generators import build_generator
+from synth_common.generators.embedding import build_embedding
 from synth_common.plan import Plan
 from synth_common.privacy import egress
 from synth_sim import transport
@@ -31,7 +35,7 @@ def undeclared(message: Message, plan: Plan) -> list[str]:
     state = build_generator(plan.generator, 0).shared_state()
     allowed: dict[str, Iterable[str]] = {
         messages.ARRAYS: state,
-        messages.STATISTICS: egress.STATISTICS if plan.release.label_histogram else (),
+        messages.STATISTICS: _statistics(plan),
         messages.HEADER: ("run_id", "round", "plan_digest"),
         messages.VALUES: egress.PUBLIC_VALUES,
     }
@@ -48,9 +52,29 @@ def undeclared(message: Message, plan: Plan) -> list[str]:
                 for key in record
                 if tuple(record[key].shape) != tuple(state[key].shape)
             ]
+        if name == messages.STATISTICS:
+            shapes = _statistics(plan)
+            found += [
+                f"{name}.{key} is {record[key].dtype} {record[key].shape}"
+                for key in record
+                if (record[key].dtype, tuple(record[key].shape)) != shapes.get(key)
+            ]
         if name == messages.VALUES:
             found += [f"{key} is {value!r}" for key, value in record.items() if _odd(value)]
     return found
+
+
+def _statistics(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of the statistics that a plan lets leave, by name."""
+    planned: dict[str, tuple[str, tuple[int, ...]]] = {}
+    if plan.release.label_histogram:
+        planned["label_histogram"] = ("float32", (len(plan.generator.classes),))
+    if plan.release.embedding:
+        local = plan.privacy.trust_model == "local"
+        size = build_embedding(plan.generator, plan.release.embedding).size
+        planned["embedding" if local else "masked_embedding"] = ("int64", (size,))
+    assert set(planned) <= set(egress.STATISTICS)
+    return planned
 
 
 def _odd(value: Any) -> bool:
@@ -124,6 +148,33 @@ def test_a_sites_own_normalisation_is_in_no_message_either_way(
         for array in record.values()
     }
     assert not values & replied
+
+
+@pytest.mark.usefixtures("learner")
+@pytest.mark.parametrize("trust", ["secure-aggregation", "local"])
+def test_a_release_sends_one_vector_of_its_trust_model_and_no_other_word(
+    tmp_path: Path, replies: list[Message], monkeypatch: pytest.MonkeyPatch, trust: str
+) -> None:
+    """One site is lost on the way, so that a second attempt is walked, too."""
+    lost = []
+    release = SiteApp.release
+
+    def losing(self: SiteApp, message: Message, context: Any) -> Message:
+        reply = release(self, message, context)
+        if trust != "local" and not lost and messages.values_in(reply).get("site") == "beta":
+            lost.append(reply)
+            return messages.error_reply(message, RuntimeError("patient Jane Doe"))
+        return reply
+
+    monkeypatch.setattr(SiteApp, "release", losing)
+    planned = release_scenario(tmp_path, "release.embedding.spare_attempts=1", sites=4, trust=trust)
+    run_scenario(planned, RunOptions(tmp_path / "run"))
+    assert [undeclared(message, planned.plan) for message in replies] == [[]] * len(replies)
+    vectors = [m for m in replies if messages.statistics_in(m)]
+    assert len(vectors) == (4 if trust == "local" else 3 + 3)
+    # A vector of the other trust model would be noticed.
+    other = release_scenario(tmp_path, trust="local" if trust != "local" else "secure-aggregation")
+    assert all(undeclared(message, other.plan) for message in vectors)
 
 
 def test_failures_send_a_code_and_no_word(

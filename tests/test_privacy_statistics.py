@@ -1,4 +1,4 @@
-"""The label histogram: one patient, one vote, and noise of the declared scale."""
+"""What is released once: one patient moves it by at most 1, and noise of the declared scale."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
+from synth_common.generators.embedding import build_embedding
 from synth_common.images.imageset import ImageSet
-from synth_common.privacy.statistics import label_histogram
+from synth_common.plan import EmbeddingPlan, GeneratorPlan
+from synth_common.privacy.secure_sum import SLACK
+from synth_common.privacy.statistics import embedding_sum, label_histogram
 from synth_common.randomness import SecureNoise, SimulationNoise
 
 CLASSES = tuple(f"class-{i}" for i in range(400))
@@ -67,3 +70,72 @@ def test_the_noise_of_a_release_has_the_declared_scale_and_no_other(kind):
 def test_an_audits_canaries_have_no_vote():
     mixed = _images([0, 1, 3, 3], ["a", "b", "canary", "canary"])
     assert label_histogram(mixed, 2, 1.0, _NoNoise(0)).tolist() == [1.0, 1.0]
+
+
+# ------------------------------------------------------------------ embeddings
+
+_PLAN = GeneratorPlan(size=28, classes=("a", "b", "c"))
+_MASKED = GeneratorPlan(size=28, classes=("a", "b", "c"), channels=3, with_mask=True)
+
+
+def _pictures(labels, patients, plan=_PLAN, seed=0, fill=None) -> ImageSet:
+    """Images of the plan's shape; ``fill`` makes every pixel that value."""
+    rng, n = np.random.default_rng(seed), len(labels)
+    shape = (n, plan.channels, plan.size, plan.size)
+    images = rng.random(shape, np.float32) if fill is None else np.full(shape, fill, np.float32)
+    masks = (rng.random((n, 28, 28)) < 0.5).astype(np.uint8) if plan.with_mask else None
+    names = (*plan.classes, "canary-1", "canary-2")
+    ids = np.asarray(patients, dtype=str)
+    return ImageSet(images, np.asarray(labels, dtype=np.int64), names, ids, masks)
+
+
+def _sum(data, plan=_PLAN, most=3, seed=0):
+    embedding = build_embedding(plan, EmbeddingPlan())
+    return embedding_sum(data, embedding, plan, most, SimulationNoise(seed))
+
+
+def _join(*sets: ImageSet) -> ImageSet:
+    from synth_common.images.imageset import concatenate
+
+    return concatenate(sets)
+
+
+@pytest.mark.parametrize("plan", [_PLAN, _MASKED], ids=["plain", "masked"])
+@pytest.mark.parametrize("fill", [None, 1.0])
+@pytest.mark.parametrize("labels", [[0], [2] * 3, [0, 1, 2], [1] * 40, [3], [0, 4, 4], [3] * 9])
+def test_one_patient_moves_the_sum_of_embeddings_by_at_most_one(plan, fill, labels):
+    others = _pictures([0, 1, 2, 1] * 150, [f"p{i // 3}" for i in range(600)], plan)
+    new = _pictures(labels, ["new"] * len(labels), plan, seed=1, fill=fill)
+    moved = _sum(_join(others, new), plan) - _sum(others, plan)
+    assert np.linalg.norm(moved) <= 1.0 + SLACK / 2
+    known = [label for label in labels if label < 3]
+    assert (np.linalg.norm(moved) > 1e-3) == bool(known)
+
+
+def test_the_bound_is_reached_by_the_brightest_patient():
+    """So that a test which holds trivially would show."""
+    moved = _sum(_pictures([1] * 7, ["a"] * 7, fill=1.0))
+    assert np.linalg.norm(moved) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_patient_counts_once_and_which_images_count_is_drawn():
+    embedding = build_embedding(_PLAN, EmbeddingPlan())
+    data = _pictures([0] * 6 + [1], ["a"] * 6 + ["b"])
+    sums = [torch.from_numpy(_sum(data, most=2, seed=seed)) for seed in range(40)]
+    for vector in sums:
+        assert embedding.class_counts(vector).tolist() == pytest.approx([1.0, 1.0, 0.0])
+    pictures = torch.from_numpy(data.images).to(torch.float64)
+    pairs = {
+        (i, j)
+        for vector in sums
+        for i in range(6)
+        for j in range(i)
+        if torch.allclose(embedding.class_sums(vector)[0], (pictures[i] + pictures[j]) / 2)
+    }
+    assert len(pairs) > 8  # of 15
+    assert torch.allclose(embedding.class_sums(sums[0])[1], pictures[6])
+
+
+def test_the_sum_of_nobody_is_zero():
+    assert not _sum(_pictures([], [])).any()
+    assert not _sum(_pictures([3, 4], ["a", "b"])).any()

@@ -179,7 +179,13 @@ def test_what_is_missing_is_marked(name: str, run_dir: Path) -> None:
 
 def test_every_single_missing_fact_is_marked_on_the_page(run_dir: Path) -> None:
     # Facts whose absence means that nothing of the kind happened.
-    optional = {"run.resumed", "data.label_shares", "data.scanner_shift", "federation.failure"}
+    optional = {
+        "run.resumed",
+        "data.label_shares",
+        "data.scanner_shift",
+        "federation.failure",
+        "release.embedding",
+    }
     # Without plots a page takes a tenth of the time; what they show is tested below.
     plotted = ("quality.", "utility.", "samples.", "membership.", "privacy.epsilon", "training.")
     facts = run_facts(sites=["only"], rounds=1)
@@ -227,6 +233,16 @@ def test_one_class_with_masks_is_judged_by_dice(run_dir: Path) -> None:
     assert "Dice, trained on synthetic" in text
     assert "Usefulness for training a segmenter (small U-Net)" in text
     assert "NOT RECORDED: usefulness" not in text
+
+
+def test_a_planned_release_that_was_not_recorded_is_marked(run_dir: Path) -> None:
+    facts = [f for f in run_facts(sites=["only"], rounds=1) if f.name != "release.embedding"]
+    planned = Fact("plan.settings", {"release": {"embedding": {}}}, "public", "test")
+    for seen, marks in ((facts, False), ([*facts, planned], True)):
+        release = build_report(seen)["privacy"]["release"]
+        assert (release is not None and release["epsilon"] == "NOT RECORDED") is marks
+        page = render_report(build_report(seen), run_dir)
+        assert ("The release before the first round" in page) is marks
 
 
 def test_first_screen_of_each_kind_of_run(run_dir: Path) -> None:

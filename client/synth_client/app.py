@@ -1,4 +1,4 @@
-"""A hospital's Flower app: three actions, and nothing of a failure leaves but its code.
+"""A hospital's Flower app: its actions, and nothing of a failure leaves but its code.
 
 The same app runs in process, in Ray's workers and in a deployed node; only ``resolve``
 differs. A message brings a plan, and the site's ledger says whether its operator approved
@@ -51,6 +51,14 @@ class SiteApp:
         """Train one round; answer with what passed the egress gate."""
         return self._answer(message, context, lambda site: self._train(message, site))
 
+    def roll_call(self, message: Message, context: Context) -> Message:
+        """Say whether the site could take part in the release now; costs nothing."""
+        return self._answer(message, context, lambda site: self._roll_call(message, site))
+
+    def release(self, message: Message, context: Context) -> Message:
+        """Give the site's part of the release; answer with what passed the egress gate."""
+        return self._answer(message, context, lambda site: self._release(message, site))
+
     def evaluate(self, message: Message, context: Context) -> Message:
         """Judge the final generator on the site's own data; the answer is always "done"."""
         return self._answer(message, context, lambda site: self._evaluate(message, site))
@@ -83,6 +91,25 @@ class SiteApp:
             messages.remembered_in(message).anchor or None,
         )
         return messages.reply(header, train_round(site, request))
+
+    def _roll_call(self, message: Message, site: Site) -> RecordDict:
+        from synth_client.release import ready
+
+        header = messages.header_of(message)
+        return messages.acknowledgement(ready(site, messages.plan_in(message), header.run_id))
+
+    def _release(self, message: Message, site: Site) -> RecordDict:
+        from synth_client.release import ReleaseRequest, release_embedding
+
+        header, attempt = messages.header_of(message), messages.attempt_in(message)
+        request = ReleaseRequest(
+            header.run_id,
+            attempt.number,
+            attempt.participants,
+            messages.plan_in(message),
+            messages.remembered_in(message).anchor or None,
+        )
+        return messages.reply(header, release_embedding(site, request))
 
     def _evaluate(self, message: Message, site: Site) -> RecordDict:
         from synth_client.approval import require_approved, require_keepable
@@ -130,5 +157,7 @@ def make_client_app(app: SiteApp) -> ClientApp:
     client = ClientApp()
     client.query()(app.query)
     client.train()(app.train)
+    client.query("release")(app.roll_call)
+    client.train("release")(app.release)
     client.evaluate()(app.evaluate)
     return client

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synth_client.charge import MOST_GROWTH, plan_uses, within_budget
+from synth_client.charge import plan_uses
 from synth_client.site import read_settings
-from synth_common.errors import BudgetError
 from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, epsilon, merged
 from synth_common.privacy.ledger import Budget, BudgetSet, Ledger
 
 MOST_RUNS = 10
-"""Rounds that fit are counted up to so many whole runs: the cost of many takes long to compute."""
+"""Rounds (or releases) that fit are counted up to so many whole runs: more take long to compute."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,13 @@ class RunUse:
 class PlanOutlook:
     """What is left of the budget, in rounds of the plan that was approved last.
 
+    A plan without rounds is one release, which is then counted instead.
+
     Attributes:
         digest: The plan.
-        planned_rounds: Rounds of one whole run of it.
-        rounds_left: Rounds that still fit at ``noise_multiplier``, at most ``MOST_RUNS`` runs.
+        planned_rounds: Rounds of one whole run of it; 0 for a single release.
+        rounds_left: Rounds (releases) that still fit at ``noise_multiplier``, at most
+            ``MOST_RUNS`` runs.
         noise_multiplier: Of the run in progress, or of a new run; None without noise.
         sample_rate: Of this site.
     """
@@ -145,10 +147,12 @@ def _outlook(ledger: Ledger, budget: Budget, settings: dict[str, Any]) -> PlanOu
         return PlanOutlook(digest, plan.training.rounds, 0, None, rate)
     own = [r for r in ledger.reservations() if r.key.plan == digest]
     fresh, *once = plan_uses(plan, rate, 1)
-    last = [use for r in own for use in r.uses if use.purpose == "training"]
-    one = Use((last[-1] if last else fresh).noise_multiplier, rate, fresh.steps)
-    history = [*ledger.history(), *([] if own else once)]
-    left = rounds_that_fit(history, one, budget, MOST_RUNS * plan.training.rounds)
+    used = [use for r in own for use in r.uses]
+    last = [use for use in used if use.purpose == fresh.purpose]
+    one = Use((last or [fresh])[-1].noise_multiplier, fresh.sample_rate, fresh.steps)
+    purposes = {use.purpose for use in used}
+    history = [*ledger.history(), *(use for use in once if use.purpose not in purposes)]
+    left = rounds_that_fit(history, one, budget, MOST_RUNS * max(1, plan.training.rounds))
     return PlanOutlook(digest, plan.training.rounds, left, one.noise_multiplier, rate)
 
 
@@ -218,50 +222,10 @@ def _outlook_line(outlook: PlanOutlook | None) -> str:
     if outlook.noise_multiplier is None:
         return f"plan       {outlook.digest[:16]}: trains WITHOUT NOISE; no budget bounds it"
     fit = f"{outlook.rounds_left}"
-    if outlook.rounds_left >= MOST_RUNS * outlook.planned_rounds:
+    if outlook.rounds_left >= MOST_RUNS * max(1, outlook.planned_rounds):
         fit += " or more"
+    what = f"of the {outlook.planned_rounds} rounds of a run"
     return (
         f"plan       {outlook.digest[:16]}: at noise {outlook.noise_multiplier:.4f} the budget "
-        f"lasts for {fit} of the {outlook.planned_rounds} rounds of a run"
+        f"lasts for {fit} {what if outlook.planned_rounds else 'releases'}"
     )
-
-
-def cost_of(plan: Plan, directory: Path) -> str:
-    """What a plan would cost the site in ``directory``, in one sentence.
-
-    Raises:
-        BudgetError: No budget is set.
-    """
-    with Ledger.read(directory / "ledger.sqlite") as ledger:
-        budget, history = ledger.budget, ledger.history()
-    if not plan.privacy.private:
-        if not math.isinf(budget.epsilon):
-            raise BudgetError(
-                f"privacy.epsilon = inf trains without noise, but the budget is {budget.epsilon:g}"
-            )
-        return "WITHOUT NOISE: no privacy is promised"
-    nominal = read_settings(directory)["nominal_patients"]
-    rate = min(1.0, plan.training.patients_per_step / nominal)
-    rounds, spare = plan.training.rounds, plan.privacy.spare_rounds
-    costs = [
-        epsilon([*history, *uses], budget.delta, budget.accountant)
-        for uses in ((), plan_uses(plan, rate, rounds), plan_uses(plan, rate, rounds + spare))
-    ]
-    use, *once = plan_uses(plan, rate, rounds)
-    lost = f", or {costs[2]:.3f} with {spare} interrupted" if spare else ""
-    return (
-        f"noise {use.noise_multiplier:.3f}, sample rate {use.sample_rate:.4g}, {use.steps} steps: "
-        f"the data set's epsilon goes from {costs[0]:.3f} to {costs[1]:.3f}{lost}, of "
-        f"{budget.epsilon:g}{_fate([*history, *once], use, budget)}"
-    )
-
-
-def _fate(spent: Sequence[Use], use: Use, budget: Budget) -> str:
-    """What becomes of a plan that costs more than the budget has left; empty if it fits."""
-    try:
-        noise = within_budget(budget, spent, use, MOST_GROWTH * use.noise_multiplier)
-    except BudgetError:
-        return ". It does NOT FIT: its rounds will be refused unless the budget is raised"
-    if noise == use.noise_multiplier:
-        return ""
-    return f". To stay within it the site will add more noise, about {noise:.3f}"

@@ -34,29 +34,98 @@ def planned_uses(ledger: Ledger, site: Site, plan: Plan, run_id: str) -> tuple[U
 
 def _histogram(ledger: Ledger, plan: Plan, run_id: str) -> tuple[Use, ...]:
     """The label histogram, until a reply that holds it was committed."""
-    wanted = plan.release.label_histogram
-    if wanted is None:
-        return ()
     released = {commit.reservation for commit in ledger.commits(run_id)}
     for reservation in ledger.reservations(run_id):
         purposes = [use.purpose for use in reservation.uses]
         if reservation.number in released and "label histogram" in purposes:
             return ()
-    return (Use(wanted, 1.0, 1, "label histogram"),)
+    return _histogram_of(plan)
 
 
-def plan_uses(plan: Plan, rate: float, rounds: int) -> tuple[Use, ...]:
-    """What ``rounds`` rounds of a private plan use at a site of this sample rate, all told.
+def planned_release(ledger: Ledger, plan: Plan, run_id: str) -> Use:
+    """The next attempt at the run's release: planned noise, or more if other uses ate the room.
 
-    The noise is that of a fresh run: calibrated for all planned rounds and the spare ones.
+    Raises:
+        BudgetError: The release's share of the target, or the lifetime budget, has no room.
+    """
+    if not plan.privacy.private:
+        return Use(0.0, 1.0, 1, "embedding")
+    (planned, *_) = _embedding(plan, 1)
+    noise, terms, ceiling = planned.noise_multiplier, plan.privacy, _ceiling(planned)
+    once = _histogram(ledger, plan, run_id)
+    before = [use for use in ledger.history(run_id) if use.purpose == "embedding"]
+    target = (_share(plan) * terms.epsilon, terms.delta)
+    if epsilon([*before, *once, planned], terms.delta, terms.accountant) > target[0]:
+        try:
+            noise = calibrate([*before, *once], (1.0, 1), target, terms.accountant, ceiling)
+        except BudgetError as err:
+            raise BudgetError(
+                f"{len(before)} attempts at the release are spent, and with another one it would "
+                f"cost more than release.embedding.share allows, epsilon {target[0]:.4g}: plan "
+                "more release.embedding.spare_attempts"
+            ) from err
+    spent = [*ledger.history(), *once]
+    noise = within_budget(ledger.budget, spent, Use(noise, 1.0, 1, "embedding"), ceiling)
+    return Use(noise, 1.0, 1, "embedding")
+
+
+def release_noise(plan: Plan) -> float:
+    """The noise multiplier of one attempt at the release, as every site of the plan knows it."""
+    return _embedding(plan, 1)[0].noise_multiplier if plan.privacy.private else 0.0
+
+
+def plan_uses(plan: Plan, rate: float, rounds: int, attempts: int = 1) -> tuple[Use, ...]:
+    """What a private plan uses at a site of this sample rate, all told; training first, if any.
+
+    The noise is that of a fresh run: calibrated for all planned rounds and attempts at the
+    release, and the spare ones.
+
+    Args:
+        plan: A plan with a finite epsilon.
+        rate: The site's sample rate.
+        rounds: So many rounds, of a plan that has any.
+        attempts: So many attempts at the release, of a plan that has one.
     """
     terms, training = plan.privacy, plan.training
-    noise = plan.release.label_histogram
-    once = () if noise is None else (Use(noise, 1.0, 1, "label histogram"),)
+    once = (*_embedding(plan, attempts), *_histogram_of(plan))
+    if not training.rounds:
+        return once
+    embedding = plan.release.embedding
+    most = 1 if embedding is None else 1 + embedding.spare_attempts
+    before = (*_embedding(plan, most), *_histogram_of(plan))
     steps = training.total_steps + terms.spare_rounds * training.steps_per_round
     target = (terms.epsilon, terms.delta)
-    sigma = calibrate(once, (rate, steps), target, terms.accountant)
+    sigma = calibrate(before, (rate, steps), target, terms.accountant)
     return (Use(sigma, rate, rounds * training.steps_per_round), *once)
+
+
+def _histogram_of(plan: Plan) -> tuple[Use, ...]:
+    """The label histogram of a plan; empty if it has none."""
+    noise = plan.release.label_histogram
+    return () if noise is None else (Use(noise, 1.0, 1, "label histogram"),)
+
+
+def _embedding(plan: Plan, attempts: int) -> tuple[Use, ...]:
+    """So many attempts at the release of a private plan; empty if it has none.
+
+    One and the spare ones cost, with the label histogram, the release's share of the target.
+    """
+    embedding, terms = plan.release.embedding, plan.privacy
+    if embedding is None:
+        return ()
+    target = (embedding.share * terms.epsilon, terms.delta)
+    planned = (1.0, 1 + embedding.spare_attempts)
+    sigma = calibrate(_histogram_of(plan), planned, target, terms.accountant)
+    return (Use(sigma, 1.0, attempts, "embedding"),)
+
+
+def _share(plan: Plan) -> float:
+    """The part of epsilon that the release may cost."""
+    return 0.0 if plan.release.embedding is None else plan.release.embedding.share
+
+
+def _ceiling(planned: Use) -> float:
+    return MOST_GROWTH * planned.noise_multiplier
 
 
 def _noise(ledger: Ledger, site: Site, plan: Plan, run_id: str, once: tuple[Use, ...]) -> float:
@@ -65,8 +134,8 @@ def _noise(ledger: Ledger, site: Site, plan: Plan, run_id: str, once: tuple[Use,
     rate, per_round = site.sample_rate(plan), training.steps_per_round
     own = ledger.history(run_id)
     left = max(1, training.rounds - ledger.committed_rounds(run_id)) * per_round
-    planned = plan_uses(plan, rate, 1)[0].noise_multiplier
-    ceiling = MOST_GROWTH * planned
+    fresh = plan_uses(plan, rate, 1)[0]
+    planned, ceiling = fresh.noise_multiplier, _ceiling(fresh)
     before = [use.noise_multiplier for use in own if use.purpose == "training"]
     noise = before[-1] if before else planned
     whole = [*own, *once, Use(noise, rate, left)]

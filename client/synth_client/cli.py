@@ -166,7 +166,7 @@ def approve_plan(
     command prints every setting and what it would cost.
     """
     from synth_client.approval import approve
-    from synth_client.budget import cost_of
+    from synth_client.cost import cost_of
     from synth_client.site import find_site, load_site
     from synth_common.plan import Plan
     from synth_common.privacy.ledger import Decision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,19 @@ from torch import Tensor
 from synth_client.site import Site
 from synth_common.errors import PrivacyError, StorageError
 from synth_common.privacy.egress import Outgoing, state_digest
-from synth_common.privacy.ledger import Commit, RoundKey
+from synth_common.privacy.ledger import Commit, Ledger, Reservation, RoundKey
 from synth_common.privacy.training import SITE
 from synth_common.reporting.files import replace_bytes
 
 _STATE, _STATISTIC = "state.", "statistic."
 _DIGITS = 6
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def require_run_id(run_id: str) -> None:
+    """Refuse (PrivacyError) a run id that could not be a part of a file name."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise PrivacyError(f"run id {run_id[:80]!r} is not 1 to 64 letters, digits, - or _")
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,19 @@ class Outbox:
         if state_digest(tensors) != commit.reply:
             raise PrivacyError(f"{path} is not the reply that the ledger committed")
         return Outgoing(_under(tensors, _STATE), {}, _under(tensors, _STATISTIC))
+
+    def paid(self, ledger: Ledger, key: RoundKey) -> tuple[Outgoing, Reservation] | None:
+        """The reply to exactly this request and what was charged for it; None if there is none.
+
+        Raises:
+            PrivacyError: It is not what the ledger committed.
+        """
+        done = ledger.committed(key)
+        made = None if done is None else self.reply(key, done)
+        if done is None or made is None:
+            return None
+        charged = ledger.reservations(key.run_id)
+        return made, next(r for r in charged if r.number == done.reservation)
 
     def moments(self, run_id: str, number: int) -> dict[str, Tensor]:
         """Optimiser moments of a round; none for the first, or when they are gone."""

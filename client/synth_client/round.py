@@ -9,16 +9,15 @@ for again when it is asked for again.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from synth_client.approval import require_approved, require_keepable
 from synth_client.charge import planned_uses
-from synth_client.outbox import Outbox
+from synth_client.outbox import Outbox, require_run_id
 from synth_client.site import Site
 from synth_common.errors import CheckpointError, PrivacyError
 from synth_common.facts import Fact
@@ -33,7 +32,6 @@ from synth_common.privacy.training import LocalResult, Mechanism, PrivateTrainer
 from synth_common.randomness import NoiseSource, derive_seed, noise_source
 
 _SOURCE = "synth_client.round.train_round"
-_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def train_round(site: Site, request: RoundRequest) -> Outgoing:
         digest = state_digest(request.state)
         key = RoundKey(request.run_id, request.round, digest, plan.digest())
         ledger.require_one_plan(key)
-        stored = _stored(ledger, outbox, key)
+        stored = outbox.paid(ledger, key)  # one that is lost is made and charged again
         if stored is not None:
             made, reservation = stored
             values = _values(ledger, site, plan, reservation)
@@ -96,23 +94,9 @@ def train_round(site: Site, request: RoundRequest) -> Outgoing:
     return _released(made, values, permitted, (reservation, plan))
 
 
-def _stored(ledger: Ledger, outbox: Outbox, key: RoundKey) -> tuple[Outgoing, Reservation] | None:
-    """The reply to exactly this request and what was charged for it; None if there is none.
-
-    A reply that was committed and is lost (a disk that forgot) is made and charged again.
-    """
-    done = ledger.committed(key)
-    made = None if done is None else outbox.reply(key, done)
-    if done is None or made is None:
-        return None
-    charged = ledger.reservations(key.run_id)
-    return made, next(r for r in charged if r.number == done.reservation)
-
-
 def _check(site: Site, request: RoundRequest, budget: Budget) -> None:
     """Refuse a request that cannot be met truthfully; nothing is charged for it."""
-    if not _RUN_ID.fullmatch(request.run_id):  # it becomes part of a file name
-        raise PrivacyError(f"run id {request.run_id[:80]!r} is not 1 to 64 letters, digits, - or _")
+    require_run_id(request.run_id)
     rounds = request.plan.training.rounds
     if not 1 <= request.round <= rounds:
         raise PrivacyError(f"round {request.round} is outside the plan's {rounds}")
@@ -145,9 +129,7 @@ def _use(
     """Run what was reserved, and nothing else, on the private images."""
     path = ("round", request.run_id, request.round, reservation.number)
     noise = noise_source(request.plan.privacy.noise, site.seed, *path)
-    # The unit of the plan decides, whether or not the site knows its patients.
-    by_patient = request.plan.privacy.unit == "patient"
-    data = site.train if by_patient else replace(site.train, patient_ids=None)
+    data = site.units(request.plan)
     statistics: dict[str, Tensor] = {}
     result = None
     for use in reservation.uses:

@@ -6,6 +6,7 @@
     DIRECTORY/data.npz        prepared images            SENSITIVE
     DIRECTORY/ledger.sqlite   every use of the images, the lifetime budget, approved plans;
                               ledger.head beside it names its last entry
+    DIRECTORY/keys/           the key for secure sums, and the peers' keys (see enrol)
     DIRECTORY/outbox/         replies that were paid for, to be sent again for free
     DIRECTORY/facts.jsonl     local facts                SENSITIVE
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ class Site:
     def facts(self) -> FactLog:
         """The site's local facts."""
         return FactLog(self.directory / "facts.jsonl")
+
+    def units(self, plan: Plan) -> ImageSet:
+        """The training images, in the units of the plan, whether or not patients are known."""
+        by_patient = plan.privacy.unit == "patient"
+        return self.train if by_patient else replace(self.train, patient_ids=None)
 
     def sample_rate(self, plan: Plan) -> float:
         """Probability with which each patient enters a step; public, at most 1."""
@@ -194,7 +200,8 @@ def privacy_facts(site: Site, plan: Plan, run_id: str) -> list[Fact]:
         if reservation.key.run_id == run_id:
             per_round[reservation.key.round] = epsilon(uses, terms.delta, terms.accountant)
     training = [use for use in uses if use.purpose == "training"]
-    last = training[-1] if training else None
+    told = training or uses  # a run of one release has no training
+    last = told[-1] if told else None
     whole = {
         "epsilon": epsilon(uses, terms.delta, terms.accountant),
         "target_epsilon": terms.epsilon,

@@ -88,6 +88,12 @@ class AuditError(SynthwardError):
     exit_code = 13
 
 
+class AttemptSpentError(PrivacyError):
+    """An attempt at a release was begun before and its reply is lost: it needs another number."""
+
+    exit_code = 14
+
+
 class Interrupted(SynthwardError):
     """The user stopped the run (Ctrl-C); it can be resumed."""
 

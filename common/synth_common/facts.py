@@ -67,6 +67,7 @@ CATALOGUE: Mapping[str, str] = {
     "training.warning": "A health signal crossed its threshold",
     "generator.summary": "Family, parameters, which tensors are trained privately and travel",
     "pretraining.public": "What was public in the initial weights, their SHA-256, what is tuned",
+    "release.embedding": "The release before the first round: who is in it, its noise and price",
     "federation.round": "A round: replies, seconds, bytes down and up",
     "federation.failure": "A site that failed a round, with the reason code",
     "quality.frechet": "Frechet distance between real and synthetic features",
@@ -103,7 +104,7 @@ class Fact:
         scope: Who may see it, see :data:`Scope`.
         source: Dotted name of the function that measured or configured it.
         site: The site it speaks of, or None for the whole run.
-        round: The 1-based round it belongs to, or None.
+        round: The 1-based round it belongs to (0: the release before the first), or None.
         detail: What a reader needs to judge the value: n, encoder, interval, floor.
         time: UTC time of recording, ISO 8601.
     """

@@ -27,8 +27,12 @@ from synth_common.plan import Plan
 if TYPE_CHECKING:
     from synth_common.privacy.egress import Outgoing
 
+Values = Mapping[str, float | int | str]
+"""Public values of a reply, by name."""
+
 ARRAYS, STATISTICS = "arrays", "statistics"
 HEADER, PLAN, SITE, VALUES = "header", "plan", "site", "values"
+RELEASE = "release"
 UNKNOWN_ERROR = "UnexpectedError"
 _CODE_BASE = 1000  # Flower's own codes are below 100
 _CODES = {
@@ -60,6 +64,19 @@ class Remembered:
     shares: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a release.
+
+    Attributes:
+        number: From 1; every attempt of a run has its own.
+        participants: Names of the sites whose vectors are added up, sorted.
+    """
+
+    number: int
+    participants: tuple[str, ...]
+
+
 def request(
     header: Header, arrays: ArrayRecord, plan: Plan, remembered: Remembered | None = None
 ) -> RecordDict:
@@ -73,6 +90,33 @@ def request(
             SITE: ConfigRecord({"anchor": known.anchor, "shares": list(known.shares)}),
         }
     )
+
+
+def release_request(
+    header: Header, plan: Plan, remembered: Remembered, attempt: Attempt
+) -> RecordDict:
+    """The content of a message that asks a site for its part of a release."""
+    content = request(header, ArrayRecord(), plan, remembered)
+    named = list(attempt.participants)
+    content[RELEASE] = ConfigRecord({"attempt": attempt.number, "participants": named})
+    return content
+
+
+def roll_call(header: Header, plan: Plan) -> RecordDict:
+    """The content of a message that asks a site whether it could take part in a release."""
+    return request(header, ArrayRecord(), plan)
+
+
+def attempt_in(message: Message) -> Attempt:
+    """Which attempt a message asks for. Raises DataError when it cannot be read."""
+    record = _record(message, RELEASE)
+    number, named = record.get("attempt"), record.get("participants")
+    if type(number) is not int or number < 1 or not isinstance(named, list):
+        raise DataError("the message names no attempt with its participants")
+    names = [name for name in named if isinstance(name, str)]
+    if len(names) != len(named):
+        raise DataError("the message's participants are not names")
+    return Attempt(number, tuple(names))
 
 
 def reply(header: Header, outgoing: Outgoing) -> RecordDict:

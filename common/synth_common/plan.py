@@ -20,9 +20,10 @@ from synth_common.errors import ConfigError
 
 Family = Literal["vae", "gan"]
 Unit = Literal["patient", "image"]
-TrustModel = Literal["local"]
-"""Whom a patient must trust. ``local``: only the own hospital; every update that leaves
-it already carries the noise of the stated epsilon."""
+TrustModel = Literal["local", "secure-aggregation"]
+"""Whom a patient must trust. ``local``: only the own hospital; everything that leaves
+it already carries the noise of the stated epsilon. ``secure-aggregation``: for what is released
+once, also that no more sites than planned collude; training rounds stay local."""
 Accountant = Literal["prv", "rdp", "pld"]
 Tune = Literal["all", "last", "adapters"]
 """What DP-SGD trains of a private network that starts from public weights."""
@@ -133,10 +134,12 @@ class TrainingPlan(StrictModel):
     number of patients in a Poisson draw, by declaration. ``learning_rate`` is that of the
     private steps (default: the family's own), ``generator_learning_rate`` that of a GAN's
     generator, which meets no patient and is trained where ``generator_training`` says: at
-    the sites between critic steps, or at the coordinator after each round.
+    the sites between critic steps, or at the coordinator after each round. ``rounds`` is 0
+    where everything is learnt from one release (``release.embedding`` with share 1), and only
+    there.
     """
 
-    rounds: Annotated[int, Field(ge=1)] = 6
+    rounds: Annotated[int, Field(ge=0)] = 6
     steps_per_round: Annotated[int, Field(ge=1)] = 40
     patients_per_step: Annotated[int, Field(ge=1)] = 64
     physical_batch: Annotated[int, Field(ge=1)] = 256
@@ -198,15 +201,35 @@ class PrivacyPlan(StrictModel):
         return math.isfinite(self.epsilon)
 
 
+class EmbeddingPlan(StrictModel):
+    """One message of every site, before the first round: a noisy sum over its patients.
+
+    ``share`` is the part of ``privacy.epsilon`` that the release alone may cost; training
+    rounds get what the whole then leaves. ``spare_attempts`` is how many lost attempts the
+    noise is calibrated to bear. Under secure aggregation the sum's noise suffices even if
+    ``colluders`` sites tell what they added. The default of 1 is for honest sites: each knows
+    its own noise and can subtract it from the sum. ``scale_bits`` and ``modulus_bits`` set the
+    grid of integers that the sum is computed on (``privacy.secure_sum.Grid``).
+    """
+
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    spare_attempts: Annotated[int, Field(ge=0, le=100)] = 0
+    colluders: Annotated[int, Field(ge=0)] = 1
+    scale_bits: Annotated[int, Field(ge=8, le=40)] = 24
+    modulus_bits: Annotated[int, Field(ge=32, le=64)] = 64
+
+
 class ReleasePlan(StrictModel):
-    """What a site releases once, with its first round, apart from the generator.
+    """What a site releases once, apart from the generator.
 
     ``label_histogram`` is the noise multiplier of a histogram of labels in which every
-    patient counts once, charged like everything else; None releases none, and synthetic
-    sets then hold every class alike.
+    patient counts once, charged like everything else and sent with the first round; None
+    releases none. ``embedding`` is released before the first round, and holds the classes'
+    counts too. With neither, synthetic sets hold every class alike.
     """
 
     label_histogram: Positive | None = None
+    embedding: EmbeddingPlan | None = None
 
 
 class FederationPlan(StrictModel):
@@ -234,6 +257,42 @@ class Plan(StrictModel):
             object.__setattr__(self, "privacy", fixed)
         return self
 
+    @model_validator(mode="after")
+    def _release_fits(self) -> Plan:
+        embedding, rounds = self.release.embedding, self.training.rounds
+        whole = embedding is not None and embedding.share == 1.0
+        if rounds == 0 and not whole:
+            raise ValueError(
+                "training.rounds = 0: at least one round is needed, but where release.embedding "
+                "has share = 1"
+            )
+        if rounds and whole:
+            raise ValueError(
+                f"training.rounds = {rounds}: no round can follow a release with "
+                "release.embedding.share = 1, which leaves no budget; set rounds = 0, or a smaller "
+                "share"
+            )
+        if rounds == 0 and self.release.label_histogram is not None:
+            raise ValueError(
+                "release.label_histogram leaves with the first round, and training.rounds = 0: "
+                "leave it out; the embedding holds the classes' counts"
+            )
+        if self.privacy.trust_model == "secure-aggregation" and embedding is None:
+            raise ValueError(
+                "privacy.trust_model = secure-aggregation holds for a single release only, and "
+                "the plan has none: set release.embedding, or trust_model = local"
+            )
+        return self
+
+    @property
+    def release_sites(self) -> int:
+        """Fewest sites that the sum of a release may be made of."""
+        embedding = self.release.embedding
+        if embedding is None or self.privacy.trust_model == "local":
+            return self.federation.min_sites
+        # Of two sites, or of two that do not collude, each could tell the other's vector.
+        return max(3, embedding.colluders + 2, self.federation.min_sites)
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces."""
         values = json.loads(self.model_dump_json())  # inf becomes a string
@@ -257,14 +316,18 @@ class Plan(StrictModel):
     def differences(self, other: Plan) -> list[str]:
         """``field: own value against other value`` of every field in which two plans differ."""
         mine, yours = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
-        return [f"{k}: {mine[k]} against {yours[k]}" for k in mine if mine[k] != yours[k]]
+        keys = dict.fromkeys([*mine, *yours])  # a section may be there in one plan only
+        pairs = [(key, mine.get(key), yours.get(key)) for key in keys]
+        return [f"{key}: {own} against {its}" for key, own, its in pairs if own != its]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as ``section.key``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat
 
 
@@ -283,7 +346,9 @@ def validate(model: type[_Model], values: Mapping[str, Any], where: str) -> _Mod
         problems = []
         for item in err.errors():
             key = ".".join(str(part) for part in item["loc"]) or "(whole)"
-            if item["type"] == "extra_forbidden":
+            if not item["loc"]:  # what settings mean together; the message names them
+                problems.append(item["msg"].removeprefix("Value error, "))
+            elif item["type"] == "extra_forbidden":
                 problems.append(f"{key}: unknown key (value {item['input']!r})")
             elif item["type"] == "missing":
                 problems.append(f"{key}: required, but not given")

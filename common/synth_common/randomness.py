@@ -60,6 +60,10 @@ class NoiseSource(Protocol):
         """``n`` independent values uniform on [0, 1), float64."""
         ...
 
+    def words(self, n: int) -> np.ndarray:
+        """``n`` independent words of 64 random bits, uint64."""
+        ...
+
 
 class SimulationNoise:
     """Seeded noise for simulations and tests: repeatable, and therefore not a release."""
@@ -69,6 +73,7 @@ class SimulationNoise:
     def __init__(self, root: int, *path: str | int) -> None:
         self._torch = torch_stream(root, *path, "gaussian")
         self._numpy = numpy_stream(root, *path, "uniform")
+        self._words = numpy_stream(root, *path, "words")
 
     def gaussian(self, shape: tuple[int, ...]) -> torch.Tensor:
         """See :class:`NoiseSource`."""
@@ -79,6 +84,12 @@ class SimulationNoise:
     def uniform(self, n: int) -> np.ndarray:
         """See :class:`NoiseSource`."""
         return self._numpy.random(n)
+
+    def words(self, n: int) -> np.ndarray:
+        """See :class:`NoiseSource`."""
+        import numpy as np
+
+        return self._words.integers(0, 2**64, n, dtype=np.uint64)
 
 
 class SecureNoise:
@@ -96,11 +107,17 @@ class SecureNoise:
         self._cipher = Cipher(algorithms.ChaCha20(os.urandom(32), os.urandom(16)), mode=None)
         self._stream = self._cipher.encryptor()
 
+    def words(self, n: int) -> np.ndarray:
+        """See :class:`NoiseSource`."""
+        import numpy as np
+
+        return np.frombuffer(bytearray(self._stream.update(bytes(8 * n))), dtype="<u8")
+
     def uniform(self, n: int) -> np.ndarray:
         """See :class:`NoiseSource`."""
         import numpy as np
 
-        words = np.frombuffer(bytearray(self._stream.update(bytes(8 * n))), dtype="<u8")
+        words = self.words(n)
         words >>= np.uint64(11)
         values = words.astype(np.float64)
         values *= 2.0**-53

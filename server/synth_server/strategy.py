@@ -28,7 +28,6 @@ from synth_common.flower import (
 from synth_common.messages import Header, Remembered
 from synth_common.plan import Plan
 
-Values = Mapping[str, float | int | str]
 _SPENT = "BudgetError"
 
 
@@ -58,7 +57,7 @@ class Outcome:
         ended: Why training ends here, or None.
     """
 
-    replies: dict[str, Values] = field(default_factory=dict)
+    replies: dict[str, messages.Values] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     bytes_down: int = 0
@@ -74,16 +73,17 @@ class Memory:
         heads: Hash of the ledger entry seen last, by site. The site checks it, so that a
             rolled-back ledger is noticed.
         histograms: Noisy label histogram by site.
+        counts: Noisy patients per class, of all sites, from the sum of a release; else empty.
     """
 
     heads: dict[str, str] = field(default_factory=dict)
     histograms: dict[str, list[float]] = field(default_factory=dict)
+    counts: list[float] = field(default_factory=list)
 
     def shares(self) -> tuple[float, ...]:
-        """Share of every class over all sites, from the noisy histograms; empty without any."""
-        if not self.histograms:
-            return ()
-        counts = [max(0.0, sum(column)) for column in zip(*self.histograms.values(), strict=True)]
+        """Share of every class over all sites, from what was released; empty without any."""
+        columns = [[n] for n in self.counts] or zip(*self.histograms.values(), strict=True)
+        counts = [max(0.0, sum(column)) for column in columns]
         total = sum(counts)
         return tuple(c / total for c in counts) if total > 0 else ()
 
@@ -117,6 +117,7 @@ class UniformAverage(Strategy):
         spent: Sites that reported a spent privacy budget; they are not asked again.
         memory: What must outlive this process: the ledger entry seen last of every site, and
             its released histogram.
+        plan: The plan.
         on_ask: Called with a site's name as its message goes out.
     """
 
@@ -129,7 +130,7 @@ class UniformAverage(Strategy):
         self.spent: set[str] = set()
         self.on_ask: Callable[[str], None] = lambda name: None
         self.memory = Memory()
-        self._plan = plan
+        self.plan = plan
         self._header = Header(run_id, 0, plan.digest())
         self._sent: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
         self._asked: list[str] = []
@@ -182,7 +183,7 @@ class UniformAverage(Strategy):
             for name in self._asked:
                 self.on_ask(name)
                 known = Remembered(self.memory.heads.get(name, ""), shares)
-                content = messages.request(self._header, arrays, self._plan, known)
+                content = messages.request(self._header, arrays, self.plan, known)
                 yield Message(content, nodes[name], kind, ttl=ttl, group_id=str(server_round))
 
         return give()
@@ -272,8 +273,8 @@ class UniformAverage(Strategy):
     def _statistics(self, message: Message) -> dict[str, Tensor]:
         """Refuse (DataError) statistics that the plan does not name, or that are no numbers."""
         state = state_of(messages.statistics_in(message))
-        wanted = {"label_histogram"} if self._plan.release.label_histogram is not None else set()
-        shape = (len(self._plan.generator.classes),)
+        wanted = {"label_histogram"} if self.plan.release.label_histogram is not None else set()
+        shape = (len(self.plan.generator.classes),)
         for name, value in state.items():
             if name not in wanted or tuple(value.shape) != shape or value.dtype != torch.float32:
                 raise DataError(f"statistic {name!r} of shape {tuple(value.shape)} is not planned")

@@ -30,6 +30,7 @@ from synth_server.rounds import (
 from synth_server.strategy import Failure, Memory, UniformAverage
 from synth_sim.prepare import load_reference
 from synth_sim.progress import Reporter
+from synth_sim.release import learn, releasing
 from synth_sim.scenario import Scenario
 from synth_sim.transport import Engine, PartitionSites, open_grid
 
@@ -50,6 +51,7 @@ class Federation:
         generator: With its public initial weights; carries the current ones later.
         sites: In the order of their partition ids.
         memory: What the coordinator knows of the sites from rounds already completed.
+        released: Whether a planned release was made and learnt from already.
     """
 
     scenario: Scenario
@@ -59,6 +61,7 @@ class Federation:
     generator: Generator
     sites: Sequence[Site]
     memory: Memory = field(default_factory=Memory)
+    released: bool = False
 
 
 def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple[Ended, float]:
@@ -78,6 +81,8 @@ def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple
     """
     with open_grid(engine, _site_app(run), len(run.sites)) as grid:
         strategy = _strategy(run, grid)
+        if run.scenario.release.embedding is not None and not run.released:
+            start = (0, _release(run, grid, strategy))
         try:
             ended = run_rounds(
                 grid, strategy, run.scenario.plan, start, lambda result: _after_round(run, result)
@@ -88,7 +93,7 @@ def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple
         if ended.reason != "completed":
             _record_failures(run, strategy.outcome.failures, strategy.round)
             run.tell.note(f"training ended after round {ended.completed}: {ended.reason}")
-        if ended.completed == 0:
+        if ended.completed == 0 and run.scenario.training.rounds:
             no_round = FederationError("no round could be trained, so there is nothing to judge")
             raise _as_reported(run, strategy.outcome.failures, no_round)
         run.generator.load_shared_state(ended.state)
@@ -98,6 +103,19 @@ def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple
         _record_failures(run, outcome.failures, ended.completed)
         _require_evaluations(run)
     return ended, time.perf_counter() - began
+
+
+def _release(run: Federation, grid: Grid, strategy: UniformAverage) -> State:
+    """Get and learn the release; record who failed, whether or not it came about."""
+    asking = releasing(run, grid, strategy)
+    try:
+        state = learn(run, asking)
+        run.log.extend(_health_facts(run, 0))
+        return state
+    except FederationError as err:
+        raise _as_reported(run, asking.failures, err) from err
+    finally:
+        _record_failures(run, asking.failures, 0)
 
 
 def _require_evaluations(run: Federation) -> None:
@@ -191,7 +209,8 @@ def _record_failures(run: Federation, failures: Sequence[Failure], number: int) 
     for failure in failures:
         story = run.out / "sites" / failure.site / "errors.log"
         hint = f"; {story} says why" if story.exists() else ""
-        run.tell.note(f"round {number}: {failure.site} failed: {failure.code}{hint}")
+        when = f"round {number}" if number else "release"
+        run.tell.note(f"{when}: {failure.site} failed: {failure.code}{hint}")
     run.log.extend(
         Fact(
             "federation.failure",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from synth_client.approval import accept
+from synth_client.enrol import agree, make_key
 from synth_client.site import Site, save_site
 from synth_common.errors import ConfigError, DataError, PrivacyError
 from synth_common.facts import Fact
@@ -77,6 +78,8 @@ def prepare_sites(scenario: Scenario, out: Path) -> list[Fact]:
     dealt = deal(sources, scenario.partition, scenario.seed)
     for share in scenario.partition.sites:
         facts += _prepare_site(scenario, share, dealt[share.name], out)
+    if scenario.privacy.trust_model == "secure-aggregation":
+        _enrol(site_directories(scenario, out))
     return facts
 
 
@@ -167,6 +170,13 @@ def _play_operator(site: Site, scenario: Scenario, budget_epsilon: float) -> Non
     budget = Budget(budget_epsilon, terms.delta, terms.accountant, terms.unit)
     decision = Decision("synth-sim", f"simulated site of scenario {scenario.name}")
     accept(site.ledger_path, budget, scenario.plan, decision)
+
+
+def _enrol(directories: Mapping[str, Path]) -> None:
+    """Have every site make its key, and tell it the others' public ones, as operators would."""
+    public = {name: make_key(path) for name, path in directories.items()}
+    for name, path in directories.items():
+        agree(path, {other: key for other, key in public.items() if other != name})
 
 
 def _without_patients(images: ImageSet) -> ImageSet:

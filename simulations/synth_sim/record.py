@@ -11,16 +11,16 @@ from typing import Any
 
 from synth_common.facts import Fact
 from synth_common.generators import Generator
-from synth_common.plan import Plan, PretrainingPlan, PrivacyPlan
+from synth_common.plan import Plan, PretrainingPlan
 from synth_sim.scenario import Scenario
 from synth_sim.transport import Engine
 
 _SOURCE = "synth_sim.record"
 _LIBRARIES = ("synthward", "torch", "opacus", "flwr", "dp-accounting", "numpy", "scikit-learn")
-_TRUST = {
-    "local": "A patient trusts the own hospital alone: every update that leaves it already "
-    "carries the noise of the stated epsilon."
-}
+_LOCAL = (
+    "A patient trusts the own hospital alone: every update that leaves it already carries the "
+    "noise of the stated epsilon."
+)
 _ADJACENCY = {
     "patient": "add or remove one patient (all of the patient's images)",
     "image": "add or remove one image",
@@ -49,20 +49,34 @@ def run_facts(scenario: Scenario, engine: Engine, command: str) -> list[Fact]:
         "plan.settings": plan.model_dump(mode="json"),
         "privacy.unit": terms.unit,
         "privacy.delta": terms.delta,
-        "privacy.trust_model": {"name": terms.trust_model, "meaning": _trust(terms)},
+        "privacy.trust_model": {"name": terms.trust_model, "meaning": trust_words(plan)},
         "privacy.adjacency": _ADJACENCY[terms.unit],
         "privacy.noise_source": {"kind": terms.noise, "statement": _NOISE[terms.noise]},
     }
     return [Fact(name, value, "public", source) for name, value in values.items()]
 
 
-def _trust(terms: PrivacyPlan) -> str:
+def trust_words(plan: Plan) -> str:
     """The trust model in words; without noise there is none to speak of."""
+    terms, embedding = plan.privacy, plan.release.embedding
     if not terms.private:
         return (
             "Trained without noise: a patient must trust everyone who sees an update or an image."
         )
-    return _TRUST[terms.trust_model]
+    if terms.trust_model == "local" or embedding is None:
+        return _LOCAL
+    others = {0: "none", 1: "at most one"}.get(
+        embedding.colluders, f"at most {embedding.colluders}"
+    )
+    words = (
+        "For the vector that every hospital sent once, a patient trusts the own hospital, and that "
+        f"{others} of the others shares what it knows with the coordinator: the coordinator "
+        "learnt the sum over the hospitals only, and the noise of the stated epsilon is in that "
+        "sum, each hospital having added a part."
+    )
+    if plan.training.rounds:
+        words += " In training rounds a patient trusts the own hospital alone."
+    return words
 
 
 def generator_fact(generator: Generator) -> Fact:

@@ -124,7 +124,7 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
         with reporter(scenario.training.rounds, completed) as tell:
             run = _open(scenario, options, log, tell)
             if checkpoint is not None:
-                run = replace(run, memory=checkpoint.memory)
+                run = replace(run, memory=checkpoint.memory, released=True)
             state = run.generator.shared_state() if checkpoint is None else dict(checkpoint.state)
             ended, judging = federate(run, options.engine, (completed, state))
             _finish(run, options, ended, (began, judging))
@@ -210,6 +210,8 @@ def _times(run: Federation, evaluation: float, process: float) -> Sequence[Fact]
     known = list(read_facts(run.log.path))
     rounds = {f.round: float(f.value["seconds"]) for f in known if f.name == "federation.round"}
     training = sum(rounds.values())
+    released = {f.name: f.value for f in known if f.name == "release.embedding"}
+    training += sum(v["seconds"] + v["learning_seconds"] for v in released.values())
     total = process
     if any(fact.name == "run.resumed" for fact in known):
         data = sum(float(f.value) for f in known if f.name == "run.seconds")

@@ -9,7 +9,7 @@ is audited (draw, clip, noise, ledger, messages, average) is the code of every o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,17 @@ class CanaryGenerator(Generator):
     def decode(self, latent: Tensor, labels: Tensor) -> Tensor | None:
         """See :class:`Generator`."""
         return self.inner.decode(latent, labels)
+
+    @property
+    def learns_from_release(self) -> bool:
+        """The inner generator's."""
+        return self.inner.learns_from_release
+
+    def learn_release(
+        self, released: Tensor, sigma: float, seed: int, tell: Callable[[str], None]
+    ) -> None:
+        """See :class:`Generator`; a release holds nothing of canaries."""
+        self.inner.learn_release(released, sigma, seed, tell)
 
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """See :class:`Generator`."""

@@ -13,7 +13,7 @@ last channel, with values {0, 1} in training and probabilities out of ``sample``
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -158,6 +158,28 @@ class Generator(nn.Module, ABC):
         None by a family that has no latent space; :meth:`sample` is this at seeded latents.
         """
         return None
+
+    @property
+    def learns_from_release(self) -> bool:
+        """Whether the family can learn from a release (:meth:`learn_release`)."""
+        return type(self).learn_release is not Generator.learn_release
+
+    def learn_release(
+        self, released: Tensor, sigma: float, seed: int, tell: Callable[[str], None]
+    ) -> None:
+        """Learn from the noisy sum of a release; post-processing, which costs no privacy.
+
+        Args:
+            released: float64 (size,), the sum over all patients of all sites of the
+                embedding that the plan names (``embedding.build_embedding``), with noise.
+            sigma: Standard deviation of the noise in every coordinate.
+            seed: Seeds everything random.
+            tell: Progress, a line at a time.
+
+        Raises:
+            NotImplementedError: The family learns from rounds only.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot learn from a release")
 
     @abstractmethod
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -27,7 +27,7 @@ _CLOSE_ENOUGH = 1e-3
 _GRID = 1e-3
 """Width of a cell of privacy loss in the PLD accountant; losses are rounded up to it."""
 
-Purpose = Literal["training", "label histogram"]
+Purpose = Literal["training", "label histogram", "embedding"]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from synth_common.errors import PrivacyError, TrainingError
+from synth_common.plan import TrustModel
 
 Value = float | int | str
 
@@ -30,6 +31,8 @@ PUBLIC_VALUES: Mapping[str, str] = MappingProxyType(
         "steps": "Steps composed so far; fixed by the plan and by retries",
         "noise_multiplier": "Chosen from budget and plan, never from data",
         "sample_rate": "From the site's public declaration of its size",
+        "attempt": "Echo of the request",
+        "noise_share": "Noise that the site added itself; chosen like the noise multiplier",
         "ledger_head": "Salted hash of the ledger's last entry; says nothing of its content",
         "done": "Acknowledgement",
     }
@@ -37,9 +40,25 @@ PUBLIC_VALUES: Mapping[str, str] = MappingProxyType(
 """Values that may leave without a charge, and why each says nothing about a patient."""
 
 STATISTICS: Mapping[str, str] = MappingProxyType(
-    {"label_histogram": "Gaussian release, charged as a use of purpose 'label histogram'"}
+    {
+        "label_histogram": "Gaussian release, charged as a use of purpose 'label histogram'",
+        "embedding": "Discrete Gaussian release, charged as a use of purpose 'embedding'",
+        "masked_embedding": "The same with a site's part of the noise, under masks that cancel in "
+        "the sum over at least three sites; charged as a use of purpose 'embedding'",
+    }
 )
 """Tensors beside the generator that may leave when the plan says so, and what charges them."""
+
+_TYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"embedding": torch.int64, "masked_embedding": torch.int64}
+)
+"""Types of statistics that are not float32."""
+
+_TRUST: Mapping[str, TrustModel] = MappingProxyType(
+    {"embedding": "local", "masked_embedding": "secure-aggregation"}
+)
+"""The only trust model under which a statistic may leave, where there is one: a vector with a
+part of the noise must be masked, and one that is masked promises a sum that others complete."""
 
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
@@ -91,10 +110,12 @@ class Permitted:
     Attributes:
         state: Names, shapes and types of the generator's travelling state.
         statistics: Shapes of the statistics that were charged for this reply.
+        trust_model: The plan's.
     """
 
     state: Mapping[str, Tensor]
     statistics: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    trust_model: TrustModel = "local"
 
 
 def release(made: Outgoing, permitted: Permitted) -> Outgoing:
@@ -111,7 +132,16 @@ def release(made: Outgoing, permitted: Permitted) -> Outgoing:
     undeclared = sorted(permitted.statistics.keys() - STATISTICS.keys())
     if undeclared:
         raise PrivacyError(f"statistics {undeclared} are not declared in egress.STATISTICS")
-    shapes = {name: torch.empty(shape) for name, shape in permitted.statistics.items()}
+    for name in permitted.statistics:
+        if _TRUST.get(name, permitted.trust_model) != permitted.trust_model:
+            raise PrivacyError(
+                f"refused to let {name!r} leave the site under privacy.trust_model = "
+                f"{permitted.trust_model!r}: it may under {_TRUST[name]!r} only"
+            )
+    shapes = {
+        name: torch.empty(shape, dtype=_TYPES.get(name, torch.float32))
+        for name, shape in permitted.statistics.items()
+    }
     for what, part, wanted in (
         ("tensors leave that the plan does not name", made.tensors, permitted.state),
         ("statistics leave that nothing charged", made.statistics, shapes),

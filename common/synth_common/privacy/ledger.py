@@ -29,15 +29,21 @@ class RoundKey:
 
     Attributes:
         run_id: The run.
-        round: 1-based round.
+        round: 1-based round; 0 for the release before the first.
         request: SHA-256 of what the server sent, so that a repeated message is known.
         plan: Digest of the plan it was sent under.
+        attempt: 1-based attempt at the release; 0 for a round.
     """
 
     run_id: str
     round: int
     request: str
     plan: str
+    attempt: int = 0
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"attempt {self.attempt} at the release" if self.attempt else f"round {self.round}"
 
 
 @dataclass(frozen=True)
@@ -276,8 +282,8 @@ class Ledger:
         return next((c for c in self.commits(key.run_id) if c.key == key), None)
 
     def committed_rounds(self, run_id: str) -> int:
-        """How many different rounds of a run were committed."""
-        return len({commit.key.round for commit in self.commits(run_id)})
+        """How many different rounds of a run were committed; a release is none."""
+        return len({commit.key.round for commit in self.commits(run_id)} - {0})
 
     def _of(self, kind: str) -> Iterator[Entry]:
         return (entry for entry in self.entries if entry.kind == kind)
@@ -345,8 +351,8 @@ class Ledger:
         if total > budget.epsilon:
             spent = epsilon(self.history(), budget.delta, budget.accountant)
             raise BudgetError(
-                f"budget_epsilon = {budget.epsilon:.4g}: {spent:.4g} is spent and round "
-                f"{key.round} would bring it to {total:.4g} at delta {budget.delta:g}"
+                f"budget_epsilon = {budget.epsilon:.4g}: {spent:.4g} is spent and "
+                f"{key} would bring it to {total:.4g} at delta {budget.delta:g}"
             )
         before = [r for r in self.reservations(key.run_id) if r.key.round == key.round]
         body = {

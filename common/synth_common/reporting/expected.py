@@ -30,6 +30,23 @@ PRIVACY_SITE: Final = (
     "ledger_head",
     "history",
 )
+RELEASE: Final = (
+    "kind",
+    "trust_model",
+    "meaning",
+    "sites",
+    "attempts",
+    "size",
+    "noise_multiplier",
+    "sigma",
+    "noise_shares",
+    "epsilon",
+    "epsilon_if_all_others_collude",
+    "bytes_up",
+    "messages",
+    "seconds",
+    "learning_seconds",
+)
 SPLIT: Final = (
     "train_patients",
     "train_images",

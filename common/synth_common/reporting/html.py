@@ -141,6 +141,8 @@ def _round_tables(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _over_rounds(values: Iterable[tuple[str, int | None, Any]], completed: Any) -> dict[str, Any]:
     """A table of series against all rounds from the first, the longer of the two downwards.
 
+    A release before the first round is round 0.
+
     Returns:
         ``{"series": names, "rounds": numbers, "cells": {(name, round): value}, "rounds_down",
         "blocks": columns in groups that fit a printed page}``.
@@ -149,7 +151,10 @@ def _over_rounds(values: Iterable[tuple[str, int | None, Any]], completed: Any) 
     series = list(dict.fromkeys(name for name, _ in cells))
     # A completed round that nobody recorded has its place too, and is seen to be missing.
     last = max((r for _, r in cells), default=0)
-    rounds = list(range(1, max(last, completed if isinstance(completed, int) else 0) + 1))
+    first = min((r for _, r in cells), default=1)
+    rounds = list(
+        range(min(1, first), max(last, completed if isinstance(completed, int) else 0) + 1)
+    )
     rounds_down = len(rounds) > len(series)
     across: Sequence[Any] = series if rounds_down else rounds
     step = 6 if rounds_down else 10

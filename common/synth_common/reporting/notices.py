@@ -108,14 +108,14 @@ def _on_course(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield _notice(
             "site-failure",
             "caution",
-            f"{failure['site']} failed round {failure['round'] or MISSING}",
+            f"{failure['site']} failed {_when(failure['round'])}",
             f"{failure['code']}: {failure['reason']}",
         )
     for warning in report["training"]["warnings"]:
         yield _notice(
             "training-health",
             "caution",
-            f"Training health, round {warning['round'] or MISSING}",
+            f"Training health, {_when(warning['round'])}",
             str(warning["text"]),
         )
     for resume in report["run"]["resumed"]:
@@ -127,6 +127,11 @@ def _on_course(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             f"The run was stopped and continued at round {at}. Privacy spent before the "
             "interruption is counted in the ledgers.",
         )
+
+
+def _when(number: Any) -> str:
+    """The round of a failure in words."""
+    return "the release" if number == 0 else f"round {number or MISSING}"
 
 
 def _on_reading(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

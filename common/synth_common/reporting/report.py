@@ -25,6 +25,7 @@ from synth_common.reporting.expected import (
     PRETRAINING,
     PRIVACY_SITE,
     RECONSTRUCTION,
+    RELEASE,
     ROUND,
     RUN,
     SEGMENTATION,
@@ -148,7 +149,7 @@ def _data(book: FactBook) -> dict[str, Any]:
 
 
 def _label_shares(book: FactBook) -> dict[str, Any] | None:
-    """Classes' shares by released histograms; no such fact means that none was released."""
+    """Classes' shares by what was released; no such fact means that nothing tells them."""
     found = book.all("data.label_shares")
     return (
         None if not found else {"shares": found[-1].value, **fields(found[-1].detail, ("noise",))}
@@ -186,6 +187,7 @@ def _privacy(book: FactBook) -> dict[str, Any]:
         "trust_model": fields(book.value("privacy.trust_model"), ("name", "meaning")),
         "adjacency": book.value("privacy.adjacency"),
         "noise_source": fields(book.value("privacy.noise_source"), ("kind", "statement")),
+        "release": _release(book),
         "sites": [
             {
                 "name": name,
@@ -195,6 +197,15 @@ def _privacy(book: FactBook) -> dict[str, Any]:
             for name in trained
         ],
     }
+
+
+def _release(book: FactBook) -> dict[str, Any] | None:
+    """The release before the first round; None in a run whose plan has none."""
+    settings, found = book.value("plan.settings"), book.all("release.embedding")
+    planned = settings.get("release") if isinstance(settings, Mapping) else None
+    if not found and not (isinstance(planned, Mapping) and planned.get("embedding")):
+        return None
+    return fields(found[-1].value if found else None, RELEASE)
 
 
 def _took_part(book: FactBook, site: str) -> bool:

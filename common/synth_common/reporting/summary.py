@@ -128,8 +128,18 @@ def _what(report: Mapping[str, Any]) -> str:
     kinds = ", ".join(map(str, classes)) if isinstance(classes, list) else classes
     return (
         f"{who} together trained a {FAMILIES.get(family, family)}{how}, to make synthetic images "
-        f"of {setting(size)} × {setting(size)} pixels (classes: {kinds}). "
-        f"{setting(run['rounds']['completed'])} of {setting(run['rounds']['planned'])} planned "
+        f"of {setting(size)} × {setting(size)} pixels (classes: {kinds}). {_course(report)}"
+    )
+
+
+def _course(report: Mapping[str, Any]) -> str:
+    """How long it took, in rounds or as one release."""
+    rounds = report["run"]["rounds"]
+    if rounds["planned"] == 0:
+        return "All of it was learnt from one release of every hospital; there were no rounds."
+    first = "A release came first. " if report["privacy"]["release"] else ""
+    return (
+        f"{first}{setting(rounds['completed'])} of {setting(rounds['planned'])} planned "
         "rounds were completed."
     )
 
@@ -265,8 +275,15 @@ def _utility_tile(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _rounds_tile(report: Mapping[str, Any]) -> dict[str, str]:
-    """Rounds done."""
-    rounds = report["run"]["rounds"]
+    """Rounds done, or messages where there are no rounds."""
+    rounds, release = report["run"]["rounds"], report["privacy"]["release"]
+    if rounds["planned"] == 0 and release:
+        text = "attempts at one release; there were no rounds"
+        return {
+            "name": "Messages of a hospital",
+            "value": setting(release["attempts"]),
+            "text": text,
+        }
     return {
         "name": "Rounds completed",
         "value": setting(rounds["completed"]),

@@ -64,7 +64,11 @@ GLOSSARY: Final[Mapping[str, str]] = {
     "Accountant and ledger": "The accountant adds up epsilon over all steps; the ledger, kept at "
     "the hospital, records each one and refuses steps beyond the budget.",
     "Trust model": "Whom a patient must trust. Local: only the patient's own hospital, because "
-    "noise is added before anything leaves it.",
+    "noise is added before anything leaves it. Secure aggregation: for a vector that is sent once, "
+    "also that not too many hospitals conspire with the coordinator. Each vector is hidden under "
+    "masks that cancel in the sum, and the noise of all hospitals together keeps the promise.",
+    "Release": "One message of every hospital before any training round: a noisy sum of fixed "
+    "features over its patients. What is learnt from it later costs no more privacy.",
     "Floor (real v real)": "The same metric computed between two halves of the real images: what a "
     "perfect generator would reach.",
     "Encoder": "The program that turns images into numbers before they are compared. Scores from "

@@ -1,0 +1,234 @@
+"""A site's part of a release: one noisy sum over its patients, in one message.
+
+The order is that of a round: check, reserve, compute, keep the reply, commit, leave. Under
+secure aggregation the sum carries a part of the noise and leaves under masks that cancel
+over all participants; under the local trust model it carries all of the noise.
+
+Every attempt that is answered draws fresh noise and is charged as a release of its own: a
+coordinator that says that an attempt failed may have got its sum all the same, and if a site
+sent one noisy vector in two sums, their difference would show another site's vector with
+that one's noise alone. And no attempt is answered twice but by the same kept reply, because
+a mask hides one vector only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+import torch
+
+from synth_client.approval import require_approved, require_keepable
+from synth_client.charge import planned_release, release_noise
+from synth_client.enrol import load_key, load_peers
+from synth_client.outbox import Outbox, require_run_id
+from synth_client.site import Site
+from synth_common.errors import AttemptSpentError, PlanError, PrivacyError
+from synth_common.generators.embedding import Embedding, build_embedding
+from synth_common.plan import EmbeddingPlan, Plan
+from synth_common.privacy.accounting import Use, epsilon
+from synth_common.privacy.egress import Outgoing, Permitted, Value, acknowledge, release
+from synth_common.privacy.ledger import Ledger, Reservation, RoundKey
+from synth_common.privacy.pairwise_masks import MaskContext, Words, total_mask
+from synth_common.privacy.secure_sum import Grid, NoiseTerms, noisy
+from synth_common.privacy.statistics import embedding_sum
+from synth_common.randomness import noise_source
+
+_MORE_THAN_DECLARED = 16
+"""A site may have so many times its declared patients before the grid is found too small."""
+
+
+@dataclass(frozen=True)
+class ReleaseRequest:
+    """What the server asks for.
+
+    Attributes:
+        run_id: The run.
+        attempt: From 1; each attempt is answered once.
+        participants: Sites whose vectors are added up, sorted.
+        plan: The plan the server speaks of; must be one that the operator approved.
+        anchor: The ledger entry that the server saw last of this site; None before it saw one.
+    """
+
+    run_id: str
+    attempt: int
+    participants: tuple[str, ...]
+    plan: Plan
+    anchor: str | None = None
+
+    @property
+    def key(self) -> RoundKey:
+        """What the ledger calls it."""
+        asked = json.dumps([self.attempt, self.participants], separators=(",", ":"))
+        digest = hashlib.sha256(f"release {asked}".encode()).hexdigest()
+        return RoundKey(self.run_id, 0, digest, self.plan.digest(), self.attempt)
+
+    @property
+    def masked(self) -> bool:
+        """Whether the server shall learn the sum only."""
+        return self.plan.privacy.trust_model == "secure-aggregation"
+
+
+def ready(site: Site, plan: Plan, run_id: str) -> Outgoing:
+    """The answer to a roll-call: the site's name, if it could take part in a release now.
+
+    Free: nothing is reserved, and no image is looked at.
+
+    Raises:
+        PlanError, PrivacyError, BudgetError, LedgerError: Why it could not.
+    """
+    _settings(plan)
+    with Ledger.read(site.ledger_path) as ledger:
+        require_approved(ledger, plan)
+        require_keepable(site, plan, ledger.budget)
+        planned_release(ledger, plan, run_id)
+    if plan.privacy.trust_model == "secure-aggregation":
+        load_key(site.directory)
+        load_peers(site.directory)
+    return acknowledge({"site": site.name})
+
+
+def release_embedding(site: Site, request: ReleaseRequest) -> Outgoing:
+    """One attempt at the release; returns what may leave.
+
+    Raises:
+        PlanError: The operator approved no such plan, or it has no release.
+        AttemptSpentError: The attempt was begun before, and its reply is lost or answered
+            another request.
+        PrivacyError: The request cannot be met without breaking the promise.
+        BudgetError: The site's budget or the release's share of the target is spent.
+        LedgerError, LedgerHeldError: The ledger does not verify, or is in use.
+        StorageError: The disk refused.
+    """
+    plan, outbox, key = request.plan, Outbox(site), request.key
+    with Ledger.hold(site.ledger_path) as ledger:
+        if request.anchor is not None:
+            ledger.require(request.anchor)
+        require_approved(ledger, plan)
+        require_run_id(request.run_id)
+        require_keepable(site, plan, ledger.budget)
+        ledger.require_one_plan(key)
+        embedding = build_embedding(plan.generator, _settings(plan))
+        stored = outbox.paid(ledger, key)
+        if stored is None:
+            _require_fresh(ledger, request)
+            use = planned_release(ledger, plan, request.run_id)
+            mask = _mask(site, request, embedding, use)  # before the charge: it may be refused
+            reservation = ledger.reserve(key, (use,), plan.privacy.unit)
+            made = _use(site, request, reservation, (embedding, mask))
+            made = _released(made, {}, request, embedding)
+            ledger.commit(reservation, outbox.keep(key, made, {}))
+        else:
+            made, reservation = stored
+        values = _values(ledger, site, request, (reservation, embedding))
+    return _released(made, values, request, embedding)
+
+
+def _settings(plan: Plan) -> EmbeddingPlan:
+    """The plan's release."""
+    if plan.release.embedding is None:
+        raise PlanError("release.embedding: a release is asked for, and the plan has none")
+    return plan.release.embedding
+
+
+def _require_fresh(ledger: Ledger, request: ReleaseRequest) -> None:
+    """Refuse an attempt that was begun before: its masks may hide another vector already."""
+    if any(r.key.attempt == request.attempt for r in ledger.reservations(request.run_id)):
+        raise AttemptSpentError(
+            f"attempt {request.attempt} at the release of run {request.run_id} was begun before, "
+            "and its reply is lost or went to another request; ask for an attempt with another "
+            "number"
+        )
+
+
+def _terms(request: ReleaseRequest, embedding: Embedding) -> NoiseTerms:
+    """The noise that the plan asks for; without masks each site adds all of it.
+
+    Raises:
+        PrivacyError: Too few participants to share it.
+    """
+    settings, plan = _settings(request.plan), request.plan
+    grid = Grid(settings.scale_bits, settings.modulus_bits)
+    if not request.masked:
+        return NoiseTerms(release_noise(plan), embedding.size, grid)
+    if len(request.participants) < plan.release_sites:
+        raise PrivacyError(
+            f"participants = {list(request.participants)}: a sum needs at least "
+            f"{plan.release_sites} sites to hide each of them (colluders = {settings.colluders}, "
+            f"federation.min_sites = {plan.federation.min_sites})"
+        )
+    sites = len(request.participants)
+    return NoiseTerms(release_noise(plan), embedding.size, grid, sites, settings.colluders)
+
+
+def _mask(site: Site, request: ReleaseRequest, embedding: Embedding, use: Use) -> Words | None:
+    """The site's masks, None without secure aggregation; refuses what cannot be met.
+
+    Everything here depends on the request and on public values only.
+    """
+    terms = _terms(request, embedding)
+    terms.require_negligible(request.plan.privacy.delta)
+    deviation = math.sqrt(terms.variance(use.noise_multiplier))
+    most = float(_MORE_THAN_DECLARED * site.nominal_patients)
+    terms.grid.require_room(most, deviation, len(request.participants))
+    context = MaskContext(
+        request.run_id, request.attempt, request.participants, request.plan.digest()
+    )
+    if not request.masked:
+        return None
+    key, peers = load_key(site.directory), load_peers(site.directory)
+    return total_mask(site.name, key, peers, context, embedding.size)
+
+
+def _use(
+    site: Site,
+    request: ReleaseRequest,
+    reservation: Reservation,
+    public: tuple[Embedding, Words | None],
+) -> Outgoing:
+    """Sum over the private images, add the noise that was reserved, and mask."""
+    (embedding, mask), plan = public, request.plan
+    path = ("release", request.run_id, request.attempt, reservation.number)
+    noise = noise_source(plan.privacy.noise, site.seed, *path)
+    vector = embedding_sum(
+        site.units(plan), embedding, plan.generator, plan.privacy.max_images_per_patient, noise
+    )
+    (use,), terms = reservation.uses, _terms(request, embedding)
+    variance = terms.variance(use.noise_multiplier)
+    words = noisy(vector, variance, terms.grid, len(request.participants), noise)
+    if mask is not None:
+        words = terms.grid.reduced(words + mask)
+    return Outgoing({}, {}, {_name(request): torch.from_numpy(words.view("int64"))})
+
+
+def _name(request: ReleaseRequest) -> str:
+    """What the egress gate calls the vector."""
+    return "masked_embedding" if request.masked else "embedding"
+
+
+def _released(
+    made: Outgoing, values: dict[str, Value], request: ReleaseRequest, embedding: Embedding
+) -> Outgoing:
+    """The vector that was charged, through the gate."""
+    permitted = Permitted({}, {_name(request): (embedding.size,)}, request.plan.privacy.trust_model)
+    return release(Outgoing({}, values, made.statistics), permitted)
+
+
+def _values(
+    ledger: Ledger, site: Site, request: ReleaseRequest, charged: tuple[Reservation, Embedding]
+) -> dict[str, Value]:
+    """The public values beside the vector."""
+    (reservation, embedding), terms = charged, request.plan.privacy
+    (use,) = reservation.uses
+    shared = _terms(request, embedding)
+    deviation = math.sqrt(shared.variance(use.noise_multiplier))
+    return {
+        "site": site.name,
+        "attempt": request.attempt,
+        "epsilon": epsilon(ledger.history(), terms.delta, terms.accountant),
+        "noise_multiplier": use.noise_multiplier,
+        "noise_share": deviation / shared.grid.scale,
+        "ledger_head": ledger.head,
+    }

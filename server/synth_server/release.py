@@ -1,0 +1,224 @@
+"""The release before the first round: one message of every site, and of them the sum alone.
+
+First a roll-call, which costs nothing: sites that could not take part are left out before
+anyone is charged. Then one attempt: every participant sends its noisy vector, and the
+vectors are added up as they come. Under secure aggregation a sum with a vector missing is
+noise, so an attempt that loses a site is given up and another one made, with fresh masks and
+fresh noise, without that site. Sites are charged for every attempt that they answered.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synth_common import messages
+from synth_common.errors import DataError, FederationError
+from synth_common.flower import Grid, Message, RecordDict, state_of
+from synth_common.generators.embedding import build_embedding
+from synth_common.messages import Attempt, Header, Remembered
+from synth_common.privacy.secure_sum import Grid as Lattice
+from synth_common.privacy.secure_sum import RunningSum
+from synth_server.release_store import AttemptBook, Release
+from synth_server.strategy import Failure, UniformAverage
+
+_SPENT = "AttemptSpentError"
+
+
+@dataclass
+class _Round:
+    """What one attempt brought."""
+
+    total: RunningSum
+    replies: dict[str, messages.Values] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    bytes_up: int = 0
+
+
+class Releasing:
+    """Asks the sites for a release until one attempt is whole.
+
+    Args:
+        grid: Where the sites are.
+        strategy: Knows the sites' names and what the coordinator remembers of them; its plan
+            has a release.
+        book: Remembers attempts over restarts.
+
+    Attributes:
+        failures: Every site that failed a roll-call or an attempt, in order.
+        embedding: What the vectors are made of.
+    """
+
+    def __init__(self, grid: Grid, strategy: UniformAverage, book: AttemptBook) -> None:
+        plan = strategy.plan
+        if plan.release.embedding is None:
+            raise FederationError("release.embedding: the plan has no release to ask for")
+        self.failures: list[Failure] = []
+        self._grid, self._strategy, self._book, self._plan = grid, strategy, book, plan
+        self._nodes = {name: node for node, name in strategy.sites.items()}
+        self._header = Header(strategy.run_id, 0, plan.digest())
+        settings = plan.release.embedding
+        self.embedding = build_embedding(plan.generator, settings)
+        self._size = self.embedding.size
+        self._lattice = Lattice(settings.scale_bits, settings.modulus_bits)
+        self._masked = plan.privacy.trust_model == "secure-aggregation"
+
+    def run(self) -> Release:
+        """The sum, and what it took.
+
+        An attempt that an earlier process left unfinished is asked for once more, as it was:
+        who answered it already answers again for nothing.
+
+        Raises:
+            FederationError: Fewer sites than the sum needs; names every failed one.
+        """
+        began = time.perf_counter()
+        lost: set[str] = set()
+        attempt = self._book.unfinished(set(self._nodes))
+        sent = 0
+        while True:
+            attempt = attempt or self._next(lost)
+            self._book.add(attempt)
+            made = self._ask(attempt)
+            sent += len(attempt.participants)
+            if self._whole(made):
+                return self._release(attempt, made, sent, time.perf_counter() - began)
+            # A site that began the attempt before is there; it is the number that is used up.
+            lost |= {failure.site for failure in made.failures if failure.code != _SPENT}
+            attempt = None
+
+    def _next(self, lost: set[str]) -> Attempt:
+        """A new attempt, among the sites that answer a roll-call."""
+        asked = [name for name in self._nodes if name not in lost]
+        contents = {name: messages.roll_call(self._header, self._plan) for name in asked}
+        present = []
+        for name, reply in self._answers("query.release", contents):
+            if reply is None:
+                self._fail(name, "NoReply", "no answer to the roll-call before the timeout")
+            elif reply.has_error():
+                self._fail(name, messages.error_code(reply), "the site's answer to the roll-call")
+            else:
+                present.append(name)
+        least = self._plan.release_sites
+        if len(present) < least:
+            named = "; ".join(f"{f.site}: {f.code} ({f.reason})" for f in self.failures)
+            raise FederationError(
+                f"release: {len(present)} sites can take part, and its sum needs {least} "
+                f"(privacy.trust_model = {self._plan.privacy.trust_model}). "
+                f"Failed: {named or 'none; there are no more sites'}"
+            )
+        return Attempt(self._book.next_number, tuple(sorted(present)))
+
+    def _ask(self, attempt: Attempt) -> _Round:
+        """One attempt: ask all participants, add up what comes."""
+        made = _Round(RunningSum(self._size, self._lattice))
+        heads = self._strategy.memory.heads
+        contents = {
+            name: messages.release_request(
+                self._header, self._plan, Remembered(heads.get(name, "")), attempt
+            )
+            for name in attempt.participants
+        }
+        before = len(self.failures)
+        for name, reply in self._answers("train.release", contents):
+            where = f"attempt {attempt.number} at the release"
+            if reply is None:
+                self._fail(name, "NoReply", f"{where}: no reply before the timeout")
+            elif reply.has_error():
+                self._fail(name, messages.error_code(reply), f"{where}: the site's own error code")
+            else:
+                try:
+                    self._take(name, reply, attempt, made)
+                except DataError as err:
+                    self._fail(name, "BadReply", f"{where}: {err}")
+        made.failures = self.failures[before:]
+        return made
+
+    def _answers(
+        self, kind: str, contents: dict[str, RecordDict]
+    ) -> Iterator[tuple[str, Message | None]]:
+        """The replies to one message per site as they come, and None for who stays silent."""
+        timeout = self._plan.federation.round_timeout_s
+
+        def give() -> Iterator[Message]:
+            for name, content in contents.items():
+                self._strategy.on_ask(name)
+                yield Message(content, self._nodes[name], kind, ttl=timeout)
+
+        waiting = {self._nodes[name]: name for name in contents}
+        for message in self._grid.send_and_receive(give(), timeout=timeout):
+            name = waiting.pop(message.metadata.src_node_id, None)
+            if name is not None:  # an answer nobody waits for adds nothing
+                yield name, message
+        for name in waiting.values():
+            yield name, None
+
+    def _take(self, name: str, message: Message, attempt: Attempt, made: _Round) -> None:
+        """Add a reply to the sum; refuse (DataError) what is not a part of this attempt."""
+        header, values = messages.header_of(message), messages.values_in(message)
+        if header != self._header or values.get("attempt") != attempt.number:
+            raise DataError(f"a reply of {header}, attempt {values.get('attempt')}")
+        share = values.get("noise_share")
+        if values.get("site") != name or not isinstance(share, float) or not share >= 0.0:
+            raise DataError("the reply names another site, or no noise")
+        arrays = messages.statistics_in(message)
+        made.bytes_up += arrays.count_bytes()
+        made.total.add(self._words(state_of(arrays, empty=True)))
+        made.replies[name] = values
+        if values.get("ledger_head"):
+            self._strategy.memory.heads[name] = str(values["ledger_head"])
+
+    def _words(self, state: dict[str, Tensor]) -> np.ndarray:
+        """The vector of a reply; refuses (DataError) any other."""
+        wanted = "masked_embedding" if self._masked else "embedding"
+        if set(state) != {wanted}:
+            raise DataError(f"holds {sorted(state)}, expected {wanted}")
+        value = state[wanted]
+        if value.dtype != torch.int64 or tuple(value.shape) != (self._size,):
+            raise DataError(f"{wanted} is {value.dtype} {tuple(value.shape)}")
+        words: np.ndarray = value.numpy().view(np.uint64)
+        if (self._lattice.reduced(words) != words).any():
+            raise DataError(f"{wanted} holds values of more bits than the plan's")
+        return words
+
+    def _whole(self, made: _Round) -> bool:
+        """Whether the sum can be used: all masks cancel, or there are none."""
+        if self._masked:
+            return not made.failures
+        if made.total.count >= self._plan.release_sites:
+            return True
+        named = "; ".join(f"{f.site}: {f.code} ({f.reason})" for f in made.failures)
+        raise FederationError(
+            f"release: {made.total.count} usable replies, but federation.min_sites = "
+            f"{self._plan.release_sites}. Failed: {named}"
+        )
+
+    def _release(self, attempt: Attempt, made: _Round, sent: int, seconds: float) -> Release:
+        """The finished release."""
+        shares = _numbers(made.replies, "noise_share")
+        return Release(
+            run_id=self._header.run_id,
+            plan_digest=self._header.plan_digest,
+            vector=torch.from_numpy(made.total.vector()),
+            attempts=attempt.number,
+            noise_shares=shares,
+            noise_multipliers=_numbers(made.replies, "noise_multiplier"),
+            sigma=math.sqrt(sum(share**2 for share in shares.values())),
+            messages=sent,
+            bytes_up=made.bytes_up,
+            seconds=seconds,
+        )
+
+    def _fail(self, site: str, code: str, reason: str) -> None:
+        self.failures.append(Failure(site, code, reason))
+
+
+def _numbers(replies: dict[str, messages.Values], name: str) -> dict[str, float]:
+    """One public value of every reply, by site in order of names."""
+    return {site: float(replies[site].get(name, math.nan)) for site in sorted(replies)}

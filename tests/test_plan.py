@@ -1,0 +1,86 @@
+"""Settings that only make sense together."""
+
+from __future__ import annotations
+
+import pytest
+
+from synth_common.errors import ConfigError
+from synth_common.plan import EmbeddingPlan, Plan, ReleasePlan, validate
+
+
+def plan(**sections: object) -> Plan:
+    return validate(Plan, sections, "plan")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "embedding", "fits"),
+    [
+        (0, {}, True),
+        (0, {"share": 1.0}, True),
+        (0, {"share": 0.5}, False),
+        (0, None, False),
+        (3, {}, False),
+        (3, {"share": 0.999}, True),
+        (3, None, True),
+    ],
+)
+def test_a_plan_has_no_rounds_exactly_when_one_release_takes_the_whole_budget(
+    rounds, embedding, fits
+):
+    sections = {"training": {"rounds": rounds}, "release": {"embedding": embedding}}
+    if fits:
+        assert plan(**sections).training.total_steps == rounds * 40
+        return
+    with pytest.raises(ConfigError, match=rf"^plan: training\.rounds = {rounds}: .*share"):
+        plan(**sections)
+
+
+def test_secure_aggregation_needs_something_that_is_released_once():
+    secure = {"trust_model": "secure-aggregation"}
+    with pytest.raises(ConfigError, match=r"set release\.embedding, or"):
+        plan(privacy=secure)
+    assert plan(privacy=secure, training={"rounds": 0}, release={"embedding": {}})
+
+
+def test_a_histogram_needs_a_round_to_leave_with():
+    both = {"embedding": {}, "label_histogram": 6.0}
+    with pytest.raises(ConfigError, match=r"release\.label_histogram leaves with the first"):
+        plan(training={"rounds": 0}, release=both)
+
+
+@pytest.mark.parametrize(
+    ("trust", "min_sites", "colluders", "least"),
+    [
+        ("local", 2, 1, 2),
+        ("secure-aggregation", 2, 0, 3),
+        ("secure-aggregation", 2, 1, 3),
+        ("secure-aggregation", 2, 3, 5),
+        ("secure-aggregation", 6, 1, 6),
+    ],
+)
+def test_the_least_number_of_sites_of_a_release(trust, min_sites, colluders, least):
+    made = plan(
+        privacy={"trust_model": trust},
+        training={"rounds": 0},
+        federation={"min_sites": min_sites},
+        release={"embedding": {"colluders": colluders}},
+    )
+    assert made.release_sites == least
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"share": 0}, {"share": 1.01}, {"spare_attempts": -1}, {"colluders": -1}, {"x": 1}]
+)
+def test_impossible_settings_of_a_release_are_refused_by_name(wrong):
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=name):
+        validate(EmbeddingPlan, wrong, "embedding")
+
+
+def test_plans_with_and_without_a_release_can_be_compared():
+    without, with_one = plan(), plan(release={"embedding": {"share": 0.5}})
+    told = without.differences(with_one)
+    assert "release.embedding.share: None against 0.5" in told
+    assert Plan.from_json(with_one.to_json()) == with_one
+    assert with_one.digest() != without.digest()
+    assert ReleasePlan().embedding is None

@@ -1,0 +1,156 @@
+"""A run with a release: what it leaves behind, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from release_scenario import learn, learner, scenario  # noqa: F401
+
+from synth_client.app import SiteApp
+from synth_common.errors import BudgetError, ConfigError, Interrupted
+from synth_common.facts import read_facts
+from synth_common.generators.vae import VAE
+from synth_common.privacy.ledger import Ledger
+from synth_common.reporting.factbook import FactBook
+from synth_server.checkpoint import load_latest
+from synth_sim import federate
+from synth_sim.run import RunOptions, run_scenario
+from synth_sim.scenario import Scenario
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _charged(out: Path) -> dict[str, int]:
+    """Uses in each site's ledger."""
+    found = {}
+    for path in sorted((out / "sites").iterdir()):
+        with Ledger.read(path / "ledger.sqlite") as ledger:
+            found[path.name] = len(ledger.reservations())
+    return found
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run ends where the sites would judge; raises Interrupted."""
+
+    def stop(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(federate, "evaluate_sites", stop)
+
+
+def _until_judged(wanted: Scenario, out: Path, resume: bool = False) -> None:
+    with pytest.raises(Interrupted):
+        run_scenario(wanted, RunOptions(out, resume=resume, command="synth-sim run tiny"))
+
+
+@pytest.mark.usefixtures("learner")
+def test_a_run_of_one_release_goes_on_after_a_stop_and_pays_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, out = scenario(tmp_path), tmp_path / "run"
+
+    def stop(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VAE, "learn_release", stop)
+        _until_judged(wanted, out)
+    assert (out / "checkpoints" / "release.safetensors").exists()
+    assert _charged(out) == {"alpha": 1, "beta": 1, "gamma": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(federate, "evaluate_sites", stop)
+        patch.setattr(SiteApp, "release", lambda *_: pytest.fail("asked again"))
+        _until_judged(wanted, out, resume=True)
+    learnt = load_latest(out / "checkpoints")
+    assert learnt is not None
+    assert learnt.round == 0
+    # What was learnt is kept, too: nobody learns a second time.
+    monkeypatch.setattr(VAE, "learn_release", lambda *_: pytest.fail("learnt again"))
+    report = run_scenario(wanted, RunOptions(out, resume=True))
+    assert _charged(out) == {"alpha": 1, "beta": 1, "gamma": 1}
+    _check_report(out, report.read_text(), learnt.memory.shares())
+
+
+def _check_report(out: Path, page: str, shares: tuple[float, ...]) -> None:
+    told = json.loads((out / "report.json").read_text())
+    release = told["privacy"]["release"]
+    assert release["sites"] == ["alpha", "beta", "gamma"]
+    assert release["attempts"] == 1
+    assert 1.9 < release["epsilon"] <= 2.0 < release["epsilon_if_all_others_collude"]
+    assert told["privacy"]["trust_model"]["name"] == "secure-aggregation"
+    assert [site["epsilon"] for site in told["privacy"]["sites"]] == [release["epsilon"]] * 3
+    assert [site["epsilon_by_round"][0]["round"] for site in told["privacy"]["sites"]] == [0] * 3
+    found = told["data"]["label_shares"]["shares"]
+    assert [found["normal"], found["lesion"]] == pytest.approx(list(shares))
+    assert {entry["round"] for entry in told["training"]["health"]} == {0}
+    schema = json.loads((ROOT / "docs/reference/report.schema.json").read_text())
+    jsonschema.validate(told, schema)
+    assert told["other"] == []
+    for words in (
+        "The release before the first round",
+        "conspired with the coordinator",
+        "at most one of the others",
+        "All of it was learnt from one release",
+        "No round was planned",
+    ):
+        assert words in page
+    assert "NOT RECORDED:" not in page.split("<footer>")[0]
+
+
+@pytest.mark.usefixtures("learner", "quick")
+def test_rounds_follow_a_release_within_the_whole_target(tmp_path: Path) -> None:
+    wanted = scenario(tmp_path, "training.rounds=1", "release.embedding.share=0.5")
+    out = tmp_path / "run"
+    _until_judged(wanted, out)
+    book = FactBook(read_facts(out / "facts.jsonl"))
+    (released,) = book.all("release.embedding")
+    assert released.value["epsilon"] <= 1.0
+    assert "In training rounds a patient trusts the own hospital" in released.value["meaning"]
+    (round_,) = book.all("federation.round")
+    assert round_.round == 1
+    for name in ("alpha", "beta", "gamma"):
+        with Ledger.read(out / "sites" / name / "ledger.sqlite") as ledger:
+            assert [use.purpose for use in ledger.history()] == ["embedding", "training"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_family_that_cannot_learn_is_refused_before_anyone_is_charged(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"family = 'vae' cannot learn from release\.embedding"):
+        run_scenario(scenario(tmp_path), RunOptions(out))
+    assert _charged(out) == {"alpha": 0, "beta": 0, "gamma": 0}
+
+
+@pytest.mark.usefixtures("learner", "quick")
+def test_a_budget_that_bears_no_release_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
+    tight = [f"partition.sites.{i}.budget_epsilon=0.05" for i in range(3)]
+    out = tmp_path / "run"
+    with pytest.raises(BudgetError, match="0 sites can take part"):
+        run_scenario(scenario(tmp_path, *tight), RunOptions(out))
+    failed = FactBook(read_facts(out / "facts.jsonl")).all("federation.failure")
+    assert [(f.site, f.round, f.value["code"]) for f in failed] == [
+        (name, 0, "BudgetError") for name in ("alpha", "beta", "gamma")
+    ]
+    assert _charged(out) == {"alpha": 0, "beta": 0, "gamma": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick", "learner")
+def test_both_engines_release_the_same_sum(tmp_path: Path) -> None:
+    """The keys differ, the masks differ, and the sum does not."""
+    pytest.importorskip("ray")
+    kept = []
+    for engine in ("inprocess", "ray"):
+        out = tmp_path / engine / "run"
+        with pytest.raises(Interrupted):
+            run_scenario(scenario(tmp_path / engine), RunOptions(out, engine=engine))
+        checkpoint = load_latest(out / "checkpoints")
+        assert checkpoint is not None
+        kept.append(checkpoint)
+    first, second = kept
+    assert first.memory.counts == second.memory.counts
+    assert all(bool((first.state[k] == second.state[k]).all()) for k in first.state)
