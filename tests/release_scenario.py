@@ -8,21 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 from simulation_scenario import write_tiny
-from torch import Tensor
 
+from synth_common.generators.embedding import Released
 from synth_common.generators.vae import VAE
 from synth_sim.scenario import Scenario, load_scenario
 
 
-def learn(
-    self: VAE, released: Tensor, sigma: float, seed: int, tell: Callable[[str], None]
-) -> None:
+def learn(self: VAE, released: Released, seed: int, tell: Callable[[str], None]) -> None:
     """Stands in for learning: weights that show every bit of what was released."""
-    tell(f"learning from {len(released)} numbers")
-    assert released.dtype == torch.float64
+    tell(f"learning from {len(released.vector)} numbers")
+    assert released.vector.dtype == torch.float64
     with torch.no_grad():
         for i, parameter in enumerate(self.parameters()):
-            values = torch.sin(released * (i + 1) + sigma + seed % 7)
+            values = torch.sin(released.vector * (i + 1) + released.sigma + seed % 7)
             flat = values.repeat(1 + parameter.numel() // len(values))[: parameter.numel()]
             parameter.copy_((0.1 * flat).reshape(parameter.shape))
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jsonschema
 import pytest
 from release_scenario import learn, learner, scenario  # noqa: F401
 
 from synth_client.app import SiteApp
-from synth_common.errors import BudgetError, ConfigError, Interrupted
+from synth_common.errors import BudgetError, Interrupted
 from synth_common.facts import read_facts
 from synth_common.generators.vae import VAE
 from synth_common.privacy.ledger import Ledger
@@ -19,8 +18,6 @@ from synth_server.checkpoint import load_latest
 from synth_sim import federate
 from synth_sim.run import RunOptions, run_scenario
 from synth_sim.scenario import Scenario
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def _charged(out: Path) -> dict[str, int]:
@@ -87,8 +84,6 @@ def _check_report(out: Path, page: str, shares: tuple[float, ...]) -> None:
     found = told["data"]["label_shares"]["shares"]
     assert [found["normal"], found["lesion"]] == pytest.approx(list(shares))
     assert {entry["round"] for entry in told["training"]["health"]} == {0}
-    schema = json.loads((ROOT / "docs/reference/report.schema.json").read_text())
-    jsonschema.validate(told, schema)
     assert told["other"] == []
     for words in (
         "The release before the first round",
@@ -115,14 +110,6 @@ def test_rounds_follow_a_release_within_the_whole_target(tmp_path: Path) -> None
     for name in ("alpha", "beta", "gamma"):
         with Ledger.read(out / "sites" / name / "ledger.sqlite") as ledger:
             assert [use.purpose for use in ledger.history()] == ["embedding", "training"]
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_family_that_cannot_learn_is_refused_before_anyone_is_charged(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    with pytest.raises(ConfigError, match=r"family = 'vae' cannot learn from release\.embedding"):
-        run_scenario(scenario(tmp_path), RunOptions(out))
-    assert _charged(out) == {"alpha": 0, "beta": 0, "gamma": 0}
 
 
 @pytest.mark.usefixtures("learner", "quick")

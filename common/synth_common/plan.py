@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from synth_common.errors import ConfigError
 
-Family = Literal["vae", "gan"]
+Family = Literal["vae", "gan", "embedding"]
 Unit = Literal["patient", "image"]
 TrustModel = Literal["local", "secure-aggregation"]
 """Whom a patient must trust. ``local``: only the own hospital; everything that leaves
@@ -51,6 +51,9 @@ class GeneratorPlan(StrictModel):
     GAN: the critic takes ``critic_steps`` steps per generator step, doubled up to
     ``critic_steps_max`` whenever its running accuracy on fakes falls below ``critic_floor``
     (0: never); ``critic_constraint`` holds its weights within ``critic_bound``.
+
+    Embedding: ``frequencies`` is how many of the lowest frequencies of each axis a release
+    describes and the family draws; what is finer than ``size / frequencies`` half waves is lost.
     """
 
     family: Family = "vae"
@@ -73,6 +76,7 @@ class GeneratorPlan(StrictModel):
     critic_bound: Positive = 1.0
     canaries: Annotated[int, Field(ge=0, le=100_000)] = 0
     site_normalisation: bool = False
+    frequencies: Annotated[int, Field(ge=1, le=32)] = 12
 
     @field_validator("classes")
     @classmethod
@@ -210,6 +214,11 @@ class EmbeddingPlan(StrictModel):
     ``colluders`` sites tell what they added. The default of 1 is for honest sites: each knows
     its own noise and can subtract it from the sum. ``scale_bits`` and ``modulus_bits`` set the
     grid of integers that the sum is computed on (``privacy.secure_sum.Grid``).
+
+    ``centre`` and ``radius`` are public constants of the kind of image: pixels are taken relative
+    to ``centre``, and a picture whose root mean square is then above ``radius`` counts with less
+    contrast. ``warm_steps`` is how many steps a VAE or GAN takes at the coordinator on
+    images drawn from the release, before its first round.
     """
 
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -217,6 +226,9 @@ class EmbeddingPlan(StrictModel):
     colluders: Annotated[int, Field(ge=0)] = 1
     scale_bits: Annotated[int, Field(ge=8, le=40)] = 24
     modulus_bits: Annotated[int, Field(ge=32, le=64)] = 64
+    centre: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    radius: Annotated[float, Field(gt=0.0, le=1.0)] = 0.35
+    warm_steps: Annotated[int, Field(ge=1, le=100_000)] = 400
 
 
 class ReleasePlan(StrictModel):
@@ -237,6 +249,15 @@ class FederationPlan(StrictModel):
 
     min_sites: Annotated[int, Field(ge=1)] = 2
     round_timeout_s: Positive = 3600.0
+
+
+_MOST_FEATURES = 1024
+
+
+def _features(generator: GeneratorPlan) -> int:
+    """Coefficients of an image that a release describes."""
+    channels = generator.channels + int(generator.with_mask)
+    return int(channels * min(generator.frequencies, generator.size) ** 2)
 
 
 class Plan(StrictModel):
@@ -271,6 +292,21 @@ class Plan(StrictModel):
                 f"training.rounds = {rounds}: no round can follow a release with "
                 "release.embedding.share = 1, which leaves no budget; set rounds = 0, or a smaller "
                 "share"
+            )
+        if self.generator.family == "embedding" and rounds:
+            raise ValueError(
+                f"generator.family = embedding learns from the release alone, and training.rounds "
+                f"= {rounds}: set training.rounds = 0 and release.embedding.share = 1"
+            )
+        if rounds == 0 and self.generator.canaries:
+            raise ValueError(
+                f"generator.canaries = {self.generator.canaries}: canaries ride in training "
+                "rounds, and training.rounds = 0"
+            )
+        if embedding is not None and _features(self.generator) > _MOST_FEATURES:
+            raise ValueError(
+                f"generator.frequencies = {self.generator.frequencies}: "
+                f"{_features(self.generator)} features of an image, most are {_MOST_FEATURES}"
             )
         if rounds == 0 and self.release.label_histogram is not None:
             raise ValueError(

@@ -15,6 +15,12 @@ from synth_common.plan import Family
 RECIPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "vae-site": ("generator.family=vae", "generator.site_normalisation=true"),
+        "embedding": (
+            "generator.family=embedding",
+            "training.rounds=0",
+            "release.embedding.share=1.0",
+        ),
+        "curriculum": ("generator.family=vae", "release.embedding.share=0.5"),
         "gan-site": ("generator.family=gan", "generator.site_normalisation=true"),
     }
 )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from synth_common.errors import ConfigError
 from synth_common.facts import Fact
 from synth_common.flower import Grid
-from synth_common.generators import Generator
+from synth_common.generators.embedding import Released
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.secure_sum import Grid as Lattice
 from synth_common.privacy.secure_sum import NoiseTerms
 from synth_common.randomness import derive_seed
 from synth_server.checkpoint import Checkpoint, save_checkpoint
+from synth_server.learning import learn_release
 from synth_server.release import Releasing
 from synth_server.release_store import AttemptBook, Release, load_release, save_release
 from synth_server.rounds import State
@@ -26,22 +26,8 @@ if TYPE_CHECKING:
 _SOURCE = "synth_sim.release"
 
 
-def require_learner(generator: Generator) -> None:
-    """Refuse, before any site is charged, a family that cannot learn from a release.
-
-    Raises:
-        ConfigError: Names the family.
-    """
-    if not generator.learns_from_release:
-        raise ConfigError(
-            f"generator.family = {generator.plan.family!r} cannot learn from release.embedding: "
-            "leave the release out, or choose another family"
-        )
-
-
 def releasing(run: Federation, grid: Grid, strategy: UniformAverage) -> Releasing:
     """What asks this run's sites for their release."""
-    require_learner(run.generator)
     return Releasing(grid, strategy, AttemptBook(run.out / "checkpoints"))
 
 
@@ -64,7 +50,8 @@ def learn(run: Federation, asking: Releasing) -> State:
     began = time.perf_counter()
     run.tell.note(f"the generator learns from the release ({len(kept.sites)} sites)")
     seed = derive_seed(run.scenario.seed, "release")
-    run.generator.learn_release(kept.vector, kept.sigma, seed, run.tell.note)
+    released = Released(kept.vector, kept.sigma, asking.embedding)
+    learn_release(run.generator, released, plan, seed, run.tell.note)
     run.log.extend(_facts(run, kept, time.perf_counter() - began))
     state = run.generator.shared_state()
     save_checkpoint(folder, Checkpoint(run.scenario.run_id(), 0, plan.digest(), state, run.memory))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from synth_common.generators.canary import CanaryGenerator
 from synth_common.generators.gan import GAN
 from synth_common.generators.interface import Generator, Health, Reconstruction
+from synth_common.generators.moments import MomentGenerator
 from synth_common.generators.tuning import tune, untuned
 from synth_common.generators.vae import VAE
 from synth_common.plan import Family, GeneratorPlan, PretrainingPlan
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Generator", "Health", "Reconstruction", "build_generator", "public_weights"]
 
-_FAMILIES: dict[Family, type[VAE] | type[GAN]] = {"vae": VAE, "gan": GAN}
+_FAMILIES: dict[Family, type[VAE] | type[GAN] | type[MomentGenerator]] = {
+    "vae": VAE,
+    "gan": GAN,
+    "embedding": MomentGenerator,
+}
 
 
 def build_generator(

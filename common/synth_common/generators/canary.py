@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from synth_common.generators.embedding import Released
 from synth_common.generators.interface import Generator, Health, Reconstruction
 from synth_common.generators.networks import one_hot
 from synth_common.plan import TrainingPlan
@@ -111,11 +112,9 @@ class CanaryGenerator(Generator):
         """The inner generator's."""
         return self.inner.learns_from_release
 
-    def learn_release(
-        self, released: Tensor, sigma: float, seed: int, tell: Callable[[str], None]
-    ) -> None:
-        """See :class:`Generator`; a release holds nothing of canaries."""
-        self.inner.learn_release(released, sigma, seed, tell)
+    def learn_release(self, released: Released, seed: int, tell: Callable[[str], None]) -> None:
+        """See :class:`Generator`."""
+        self.inner.learn_release(released, seed, tell)
 
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """See :class:`Generator`."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from synth_common.errors import CheckpointError
+from synth_common.generators.embedding import Released
 from synth_common.generators.networks import SiteNormalisation, require_fit
 from synth_common.plan import GeneratorPlan, TrainingPlan
 
@@ -164,20 +165,16 @@ class Generator(nn.Module, ABC):
         """Whether the family can learn from a release (:meth:`learn_release`)."""
         return type(self).learn_release is not Generator.learn_release
 
-    def learn_release(
-        self, released: Tensor, sigma: float, seed: int, tell: Callable[[str], None]
-    ) -> None:
+    def learn_release(self, released: Released, seed: int, tell: Callable[[str], None]) -> None:
         """Learn from the noisy sum of a release; post-processing, which costs no privacy.
 
         Args:
-            released: float64 (size,), the sum over all patients of all sites of the
-                embedding that the plan names (``embedding.build_embedding``), with noise.
-            sigma: Standard deviation of the noise in every coordinate.
+            released: The sum over all patients of all sites, with noise.
             seed: Seeds everything random.
             tell: Progress, a line at a time.
 
         Raises:
-            NotImplementedError: The family learns from rounds only.
+            NotImplementedError: The family learns from images only.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot learn from a release")
 
