@@ -123,21 +123,3 @@ def test_a_budget_that_bears_no_release_ends_the_run_with_its_own_error(tmp_path
         (name, 0, "BudgetError") for name in ("alpha", "beta", "gamma")
     ]
     assert _charged(out) == {"alpha": 0, "beta": 0, "gamma": 0}
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("quick", "learner")
-def test_both_engines_release_the_same_sum(tmp_path: Path) -> None:
-    """The keys differ, the masks differ, and the sum does not."""
-    pytest.importorskip("ray")
-    kept = []
-    for engine in ("inprocess", "ray"):
-        out = tmp_path / engine / "run"
-        with pytest.raises(Interrupted):
-            run_scenario(scenario(tmp_path / engine), RunOptions(out, engine=engine))
-        checkpoint = load_latest(out / "checkpoints")
-        assert checkpoint is not None
-        kept.append(checkpoint)
-    first, second = kept
-    assert first.memory.counts == second.memory.counts
-    assert all(bool((first.state[k] == second.state[k]).all()) for k in first.state)
