@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 from release_scenario import learn, learner, scenario  # noqa: F401
 
@@ -84,6 +87,10 @@ def _check_report(out: Path, page: str, shares: tuple[float, ...]) -> None:
     found = told["data"]["label_shares"]["shares"]
     assert [found["normal"], found["lesion"]] == pytest.approx(list(shares))
     assert {entry["round"] for entry in told["training"]["health"]} == {0}
+    schema = json.loads((ROOT / "docs/reference/report.schema.json").read_text())
+    wrong = list(jsonschema.Draft202012Validator(schema).iter_errors(told))
+    own = {"privacy", "training", "federation", "data", "run"}
+    assert [e.message for e in wrong if e.absolute_path[0] in own] == []
     assert told["other"] == []
     for words in (
         "The release before the first round",
@@ -123,3 +130,33 @@ def test_a_budget_that_bears_no_release_ends_the_run_with_its_own_error(tmp_path
         (name, 0, "BudgetError") for name in ("alpha", "beta", "gamma")
     ]
     assert _charged(out) == {"alpha": 0, "beta": 0, "gamma": 0}
+
+
+_RAY = """
+import sys
+from pathlib import Path
+from release_scenario import learn, scenario
+from synth_common.generators.vae import VAE
+from synth_sim.run import RunOptions, run_scenario
+VAE.learn_release = learn
+folder = Path(sys.argv[1])
+run_scenario(scenario(folder), RunOptions(folder / "run", engine="ray"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick", "learner")
+def test_both_engines_release_the_same_sum(tmp_path: Path) -> None:
+    """The keys differ, the masks differ, and the sum does not."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'synthward[ray]')")
+    _until_judged(scenario(tmp_path / "one"), tmp_path / "one" / "run")
+    done = subprocess.run(  # in a process of its own: Ray warns in threads
+        [sys.executable, "-c", _RAY, str(tmp_path / "many")],
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (load_latest(tmp_path / name / "run/checkpoints") for name in ("one", "many"))
+    assert first is not None
+    assert second is not None
+    assert first.memory.counts == second.memory.counts
+    assert all(bool((first.state[k] == second.state[k]).all()) for k in first.state)

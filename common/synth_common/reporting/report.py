@@ -203,7 +203,7 @@ def _release(book: FactBook) -> dict[str, Any] | None:
     """The release before the first round; None in a run whose plan has none."""
     settings, found = book.value("plan.settings"), book.all("release.embedding")
     planned = settings.get("release") if isinstance(settings, Mapping) else None
-    if not found and not (isinstance(planned, Mapping) and planned.get("embedding")):
+    if not found and not (isinstance(planned, Mapping) and planned.get("embedding") is not None):
         return None
     return fields(found[-1].value if found else None, RELEASE)
 
