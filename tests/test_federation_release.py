@@ -30,6 +30,7 @@ from synth_server.strategy import UniformAverage
 from synth_sim.transport import InProcessGrid, PartitionSites
 
 NAMES = ("east", "north", "south", "west")
+SIZE = build_embedding(release_plan().generator, release_plan().release.embedding).size
 
 
 class Meddling(PassingGrid):
@@ -207,7 +208,7 @@ def _other_run(content: RecordDict) -> None:
     "change",
     [
         _other_vector(torch.zeros(3, dtype=torch.int64)),
-        _other_vector(torch.zeros(1570)),
+        _other_vector(torch.zeros(SIZE)),
         _other_value("attempt", 2),
         _other_value("site", "east"),
         _other_value("noise_share", "much"),
@@ -238,7 +239,7 @@ def test_values_beyond_the_modulus_are_no_part_of_a_sum(tmp_path):
     def meddle(message: Message, reply: Message) -> Message:
         meta = message.metadata
         if (meta.message_type, meta.dst_node_id) == ("train.release", 2):
-            _other_vector(torch.full((1570,), 2**61))(reply.content)
+            _other_vector(torch.full((SIZE,), 2**61))(reply.content)
         return reply
 
     federation.grid.change = meddle

@@ -22,6 +22,8 @@ from synth_sim import federate
 from synth_sim.run import RunOptions, run_scenario
 from synth_sim.scenario import Scenario
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def _charged(out: Path) -> dict[str, int]:
     """Uses in each site's ledger."""
