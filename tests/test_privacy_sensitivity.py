@@ -173,9 +173,9 @@ def _batch_norm(tracked: bool) -> Callable[[Patch], None]:
                 self.mixing.out_channels, affine=False, track_running_stats=tracked
             )
 
-        def normalised(self, x):
+        def normalised(self, x, place):
             fits = x.shape[1] == self.mixing.out_channels
-            return F.leaky_relu(self.norm(x), 0.2) if fits else activate(self, x)
+            return F.leaky_relu(self.norm(x), 0.2) if fits else activate(self, x, place)
 
         patch.setattr(Encoder, "__init__", with_norm)
         patch.setattr(Encoder, "_activate", normalised)

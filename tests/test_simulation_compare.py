@@ -11,6 +11,8 @@ from simulation_scenario import write_tiny
 
 from synth_common.errors import ConfigError, DataError
 from synth_sim.compare import CompareOptions, parse_seeds, run_comparison
+from synth_sim.recipes import RECIPES, overrides_of
+from synth_sim.scenario import load_scenario, packaged
 
 
 def _options(tmp_path: Path, **changes: object) -> CompareOptions:
@@ -100,9 +102,21 @@ def test_seeds_give_a_mean_and_a_range_and_a_recipe_its_settings(tmp_path: Path)
 
 
 def test_an_unknown_generator_is_refused_by_name_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'diffusion'.*vae, gan, vae-site"):
+    with pytest.raises(
+        ConfigError, match=r"'diffusion'.*vae, gan, embedding, vae-site, gan-site, curriculum$"
+    ):
         run_comparison(_options(tmp_path, generators=("vae", "diffusion")), print)
     assert not (tmp_path / "compare").exists()
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("scenario", sorted(packaged()))
+def test_every_recipe_gives_a_plan_of_every_packaged_scenario(name: str, scenario: str) -> None:
+    plan = load_scenario(scenario, overrides_of(name)).plan
+    families = {"gan-site": "gan", "embedding": "embedding"}
+    assert plan.generator.family == families.get(name, "vae")
+    released = plan.release.embedding
+    assert (released is not None) == (name in ("embedding", "curriculum"))
 
 
 @pytest.mark.parametrize("text", ["", "1,", "1,1", "a", "-1"])

@@ -158,7 +158,7 @@ def test_samples_depend_on_label_and_seed_alone(
 
 
 def test_masks_are_judged_beside_classes(tmp_path: Path) -> None:
-    from synth_sim.compare import _Case, _row_fact
+    from synth_sim.compare_rows import row_fact
 
     overrides = ("generator.with_mask=true", "training.rounds=1", "evaluation.utility_images=5")
     scenario, out = _tiny(tmp_path, *overrides), tmp_path / "masked"
@@ -173,7 +173,8 @@ def test_masks_are_judged_beside_classes(tmp_path: Path) -> None:
         assert found[None, "real"].detail["n_train"] > 5
         assert {f.scope for f in found.values()} == {"site-local"}
     pooled = found[None, "synthetic"]
-    row = _row_fact(_Case(scenario, (), out), list(read_facts(out / "facts.jsonl"))).value
+    facts = list(read_facts(out / "facts.jsonl"))
+    row = row_fact("vae", scenario, facts, "masked/report.html").value
     assert row["dice_synthetic"] == pooled.value["dice"]
     assert row["dice_synthetic_interval"] == pooled.detail["interval"]
     assert row["dice_real"] == found[None, "real"].value["dice"]

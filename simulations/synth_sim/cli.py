@@ -178,8 +178,9 @@ def compare(
     generators: Annotated[
         str,
         typer.Option(
-            help="Families (vae, gan) or recipes (vae-site, gan-site) to compare, separated by "
-            "commas."
+            help="Families (vae, gan, embedding) or recipes (curriculum: a VAE that starts from "
+            "one release; vae-site, gan-site: with normalisation per site) to compare, "
+            "separated by commas."
         ),
     ] = "vae,gan",
     epsilon: Annotated[

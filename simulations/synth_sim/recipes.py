@@ -15,13 +15,14 @@ from synth_common.plan import Family
 RECIPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "vae-site": ("generator.family=vae", "generator.site_normalisation=true"),
+        "gan-site": ("generator.family=gan", "generator.site_normalisation=true"),
+        # The family's own name: it needs its release, and has no rounds.
         "embedding": (
             "generator.family=embedding",
             "training.rounds=0",
             "release.embedding.share=1.0",
         ),
         "curriculum": ("generator.family=vae", "release.embedding.share=0.5"),
-        "gan-site": ("generator.family=gan", "generator.site_normalisation=true"),
     }
 )
 """Name in a comparison -> the settings it stands for (``section.key=value``)."""
@@ -37,6 +38,6 @@ def overrides_of(name: str) -> tuple[str, ...]:
         return RECIPES[name]
     families = get_args(Family)
     if name not in families:
-        known = ", ".join([*families, *RECIPES])
+        known = ", ".join(dict.fromkeys([*families, *RECIPES]))
         raise ConfigError(f"--generators {name!r}: unknown; choose among {known}")
     return (f"generator.family={name}",)
