@@ -9,9 +9,22 @@ from pydantic import ValidationError
 
 from synth_common.errors import TrainingError
 from synth_common.generators import build_generator
-from synth_common.generators.embedding import Released, build_embedding, cosine_basis
+from synth_common.generators.embedding import (
+    CONSTANT,
+    Released,
+    build_embedding,
+    cosine_basis,
+)
+from synth_common.generators.moments import _cleaned, _spectrum
 from synth_common.images.imageset import ImageSet
-from synth_common.plan import EmbeddingPlan, GeneratorPlan, Plan, ReleasePlan, TrainingPlan
+from synth_common.plan import (
+    EmbeddingPlan,
+    GeneratorPlan,
+    Plan,
+    PretrainingPlan,
+    ReleasePlan,
+    TrainingPlan,
+)
 from synth_common.privacy.public_training import train_openly
 from synth_server.learning import learn_release
 
@@ -100,16 +113,73 @@ def test_noise_that_is_known_hurts_less_than_noise_that_is_not():
     assert error(known) < 0.8 * error(unknown)
 
 
-def test_a_class_that_the_noise_drowns_is_drawn_like_the_others_and_named():
-    images, labels = _pictures(400)
-    labels[labels == 1] = torch.where(torch.arange(200) < 3, 1, 0)
-    embedding = build_embedding(_PLAN, _SETTINGS)
-    total = embedding.weighted_sum(images, labels, torch.ones(400))
-    generator, said = _learned(Released(total, 2.0, embedding))
+def _noise(d: int, seed: int) -> torch.Tensor:
+    """Symmetric noise, standard deviation 1 off the diagonal."""
+    rng = torch.Generator().manual_seed(seed)
+    whole = torch.randn(d, d, generator=rng, dtype=torch.float64)
+    return (whole + whole.T) / 2**0.5
+
+
+def test_what_stands_out_of_noise_is_shrunk_by_what_noise_added_to_it():
+    """Nearer to the truth than keeping the eigenvalue as it is seen, and than dropping it."""
+    d, one = 100, torch.tensor(1.0, dtype=torch.float64)
+    axis = torch.ones(d, dtype=torch.float64) / d**0.5
+    truth = 2.5 * d**0.5 * torch.outer(axis, axis)
+    errors = torch.zeros(2)
+    for seed in range(8):
+        found = truth + _noise(d, seed)
+        values, vectors = torch.linalg.eigh(found)
+        seen = values[-1] * torch.outer(vectors[:, -1], vectors[:, -1])
+        cleaned = _cleaned(found, torch.zeros_like(found), one)
+        errors += torch.tensor([(e - truth).norm() for e in (cleaned, seen)])
+    assert errors[0] < 0.95 * errors[1]
+    assert errors[0] < 0.7 * 8 * truth.norm()
+
+
+def test_pure_noise_leaves_what_was_expected():
+    expected = torch.diag(torch.arange(1.0, 101.0, dtype=torch.float64))
+    level = torch.tensor(1.1, dtype=torch.float64)  # the edge is reached by the largest value
+    assert torch.allclose(_cleaned(expected + _noise(100, 0), expected, level), expected)
+
+
+def test_variances_expected_never_rise_with_the_frequency():
+    plan = _PLAN.model_copy(update={"frequencies": 8})
+    embedding = build_embedding(plan, _SETTINGS)
+    rising = torch.arange(64, dtype=torch.float64) + 1.0
+    found = _spectrum(rising, torch.tensor(0.0), embedding).view(8, 8)
+    rings = [found[0, k].item() for k in range(8)]
+    assert rings == sorted(rings, reverse=True)
+    assert found.min() > 0.0
+
+
+def test_means_that_noise_tears_apart_are_pulled_together():
+    released = _released(400, 8.0)
+    generator, _ = _learned(released)
+    exact, _ = _learned(_released(400_000, 0.0))
+    matrices = released.embedding.matrices(released.vector)
+    raw = matrices[:, 0, 1:] / matrices[:, :1, 0] * CONSTANT
+    scale = released.embedding.unit / (1.0 - CONSTANT**2) ** 0.5
+    truth = exact.get_buffer("mean")
+    torn = (raw[0] - raw[1]).mul(scale).float() - (truth[0] - truth[1])
     mean = generator.get_buffer("mean")
-    assert torch.equal(mean[0], mean[1])
-    assert "[1]" in said[0]
-    _, said = _learned(Released(total * 0.0, 2.0, embedding))
+    pulled = (mean[0] - mean[1]) - (truth[0] - truth[1])
+    assert pulled.norm() < 0.9 * torn.norm()
+
+
+def test_a_class_that_the_noise_drowns_is_drawn_like_the_largest_and_named():
+    plan = _PLAN.model_copy(update={"classes": ("a", "b", "c")})
+    images, labels = _pictures(900)
+    labels[:3] = 2
+    labels[3:403] = 1
+    embedding = build_embedding(plan, _SETTINGS)
+    total = embedding.weighted_sum(images, labels, torch.ones(900))
+    generator, said = _learned(Released(total, 2.0, embedding), plan)
+    mean = generator.get_buffer("mean")
+    assert int((labels == 1).sum()) > int((labels == 0).sum())
+    assert torch.equal(mean[2], mean[1])
+    assert not torch.equal(mean[2], mean[0])
+    assert "[2]" in said[0]
+    _, said = _learned(Released(total * 0.0, 2.0, embedding), plan)
     assert "no class" in said[0]
 
 
@@ -165,6 +235,34 @@ def test_plans_that_no_release_can_serve_are_refused():
     wide = _PLAN.model_copy(update={"frequencies": 32, "channels": 3, "with_mask": True})
     with pytest.raises(ValidationError, match=r"frequencies = 32"):
         Plan(generator=wide, training=rounds, release=whole)
+
+
+def test_no_plan_pays_for_a_release_and_is_refused_in_its_first_round():
+    named = PretrainingPlan(sha256="0" * 64, public_data="phantoms")
+    half = ReleasePlan(embedding=EmbeddingPlan(share=0.5))
+    with pytest.raises(ValidationError, match=r"pretraining\.sha256 and release\.embedding"):
+        Plan(release=half, pretraining=named)
+    own = _PLAN.model_copy(update={"site_normalisation": True})
+    with pytest.raises(ValidationError, match=r"site_normalisation"):
+        Plan(
+            generator=own,
+            training=TrainingPlan(rounds=0),
+            release=ReleasePlan(embedding=EmbeddingPlan()),
+        )
+
+
+@pytest.mark.parametrize("place", ["site", "server"])
+def test_public_training_trains_a_gans_generator_wherever_rounds_would(place):
+    images, labels = _pictures(64)
+    public = ImageSet(images.numpy(), labels.numpy(), ("a", "b"))
+    plan = _PLAN.model_copy(update={"family": "gan", "width": 8})
+    generator = build_generator(plan, seed=0)
+    before = {k: v.clone() for k, v in generator.shared_state().items()}
+    training = TrainingPlan(patients_per_step=16, generator_training=place)
+    train_openly(generator, public, training, 10, seed=1)
+    moved = {k for k, v in generator.shared_state().items() if not torch.equal(v, before[k])}
+    for part in ("critic.", "generator.", "average."):
+        assert any(name.startswith(part) for name in moved), part
 
 
 def test_training_on_public_images_learns_them():

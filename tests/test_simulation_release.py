@@ -9,17 +9,20 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from release_scenario import learn, learner, scenario  # noqa: F401
 
 from synth_client.app import SiteApp
 from synth_common.errors import BudgetError, Interrupted
 from synth_common.facts import read_facts
+from synth_common.generators import build_generator
 from synth_common.generators.vae import VAE
 from synth_common.privacy.ledger import Ledger
+from synth_common.randomness import derive_seed
 from synth_common.reporting.factbook import FactBook
 from synth_server.checkpoint import load_latest
 from synth_sim import federate
-from synth_sim.run import RunOptions, run_scenario
+from synth_sim.run import RunOptions, load_run, run_scenario
 from synth_sim.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,3 +165,28 @@ def test_both_engines_release_the_same_sum(tmp_path: Path) -> None:
     assert second is not None
     assert first.memory.counts == second.memory.counts
     assert all(bool((first.state[k] == second.state[k]).all()) for k in first.state)
+
+
+@pytest.mark.usefixtures("learner", "quick")
+@pytest.mark.parametrize(("epsilon", "scope"), [("8", "released"), ("inf", "site-local")])
+def test_class_shares_are_released_only_where_a_release_was_charged(
+    tmp_path: Path, epsilon: str, scope: str
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run_scenario(scenario(tmp_path, f"privacy.epsilon={epsilon}"), RunOptions(out))
+    (shares,) = FactBook(read_facts(out / "facts.jsonl")).all("data.label_shares")
+    assert shares.scope == scope
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("family", ["embedding", "vae", "gan"])
+def test_every_family_learns_from_a_release_of_the_sites(tmp_path: Path, family: str) -> None:
+    out = tmp_path / "run"
+    settings = [f"generator.family={family}", "release.embedding.warm_steps=3"]
+    with pytest.raises(Interrupted):
+        run_scenario(scenario(tmp_path, *settings), RunOptions(out))
+    state = load_latest(out / "checkpoints").state
+    fresh = build_generator(load_run(out).generator, derive_seed(load_run(out).seed, "generator"))
+    assert any(not torch.equal(value, state[k]) for k, value in fresh.shared_state().items())
+    assert set(_charged(out).values()) == {1}

@@ -293,10 +293,37 @@ class Plan(StrictModel):
                 "release.embedding.share = 1, which leaves no budget; set rounds = 0, or a smaller "
                 "share"
             )
+        if rounds == 0 and self.release.label_histogram is not None:
+            raise ValueError(
+                "release.label_histogram leaves with the first round, and training.rounds = 0: "
+                "leave it out; the embedding holds the classes' counts"
+            )
+        if self.privacy.trust_model == "secure-aggregation" and embedding is None:
+            raise ValueError(
+                "privacy.trust_model = secure-aggregation holds for a single release only, and "
+                "the plan has none: set release.embedding, or trust_model = local"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _generator_fits_release(self) -> Plan:
+        embedding, rounds = self.release.embedding, self.training.rounds
         if self.generator.family == "embedding" and rounds:
             raise ValueError(
                 f"generator.family = embedding learns from the release alone, and training.rounds "
                 f"= {rounds}: set training.rounds = 0 and release.embedding.share = 1"
+            )
+        if self.generator.family == "embedding" and self.generator.site_normalisation:
+            raise ValueError(
+                "generator.site_normalisation: family embedding has no encoder or critic to "
+                "normalise for; leave it out"
+            )
+        if embedding is not None and self.pretraining.sha256 is not None:
+            # Sites check that round 1 starts from the named weights; the release moves them.
+            raise ValueError(
+                "pretraining.sha256 and release.embedding: a generator that has learnt from a "
+                "release no longer starts from the named weights, and every site would refuse "
+                "round 1 after it paid for the release; leave one of them out"
             )
         if rounds == 0 and self.generator.canaries:
             raise ValueError(
@@ -307,16 +334,6 @@ class Plan(StrictModel):
             raise ValueError(
                 f"generator.frequencies = {self.generator.frequencies}: "
                 f"{_features(self.generator)} features of an image, most are {_MOST_FEATURES}"
-            )
-        if rounds == 0 and self.release.label_histogram is not None:
-            raise ValueError(
-                "release.label_histogram leaves with the first round, and training.rounds = 0: "
-                "leave it out; the embedding holds the classes' counts"
-            )
-        if self.privacy.trust_model == "secure-aggregation" and embedding is None:
-            raise ValueError(
-                "privacy.trust_model = secure-aggregation holds for a single release only, and "
-                "the plan has none: set release.embedding, or trust_model = local"
             )
         return self
 

@@ -21,7 +21,7 @@ from synth_common.images.duplicates import pixel_codes
 from synth_common.images.imageset import ImageSet, concatenate
 from synth_common.images.phantom import PhantomSource
 from synth_common.images.sources import SourceConfig, load_source
-from synth_common.plan import TrainingPlan, validate
+from synth_common.plan import validate
 from synth_common.randomness import derive_seed
 from synth_sim.prepare import image_target, load_private
 from synth_sim.scenario import Scenario
@@ -202,24 +202,11 @@ def _bare(images: ImageSet) -> ImageSet:
 
 def _train(scenario: Scenario, images: ImageSet, steps: int) -> dict[str, Any]:
     """The travelling state after ``steps`` steps without clip and noise."""
-    import math
-
     from synth_common.generators import build_generator
     from synth_common.generators.tuning import untuned
-    from synth_common.privacy.training import Mechanism, PrivateTrainer, Steps
-    from synth_common.randomness import noise_source
+    from synth_common.privacy.public_training import train_openly
 
     seed = derive_seed(scenario.seed, "pretraining")
     generator = build_generator(untuned(scenario.generator), seed)
-    values = scenario.training.model_dump() | {"rounds": 1, "steps_per_round": steps}
-    training = TrainingPlan(**values)
-    mechanism = Mechanism(
-        noise_multiplier=0.0,
-        sample_rate=min(1.0, training.patients_per_step / images.unit_count()),
-        clip_norm=math.inf,
-        max_images=scenario.privacy.max_images_per_patient,
-        denominator=training.patients_per_step,
-    )
-    noise = noise_source("simulation", seed, "draws")
-    PrivateTrainer(generator, images, mechanism, training, noise).run(Steps(0, steps, seed), {})
+    train_openly(generator, images, scenario.training, steps, seed)
     return generator.shared_state()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from synth_common.facts import Fact
+from synth_common.facts import Fact, Scope
 from synth_common.flower import Grid
 from synth_common.generators.embedding import Released
 from synth_common.privacy.accounting import Use, epsilon
@@ -80,9 +80,11 @@ def _facts(run: Federation, kept: Release, learning: float) -> list[Fact]:
     source = f"{_SOURCE}._facts"
     shares = dict(zip(plan.generator.classes, run.memory.shares(), strict=False))
     detail = {"noise": None, "released_with": "embedding"}
+    # Without privacy the counts carry no noise: nothing was charged, so nothing was released.
+    scope: Scope = "released" if plan.privacy.private else "site-local"
     return [
         Fact("release.embedding", value, "public", source),
-        Fact("data.label_shares", shares, "released", source, detail=detail),
+        Fact("data.label_shares", shares, scope, source, detail=detail),
     ]
 
 

@@ -6,6 +6,7 @@ For what is public already: a public data set, or images drawn from what sites r
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from synth_common.generators import Generator
 from synth_common.images.imageset import ImageSet
@@ -21,19 +22,22 @@ def train_openly(
 
     Args:
         generator: Any family that learns from images.
-        images: PUBLIC images; every one counts as a unit.
+        images: PUBLIC images; every one counts as a unit, whoever is in it.
         training: Rates, schedule, batch; its rounds are replaced by ``steps``.
         steps: At least 1.
         seed: Seeds everything random.
     """
-    values = training.model_dump() | {"rounds": 1, "steps_per_round": steps}
+    # One machine does it all, so a GAN's generator steps here, wherever rounds would train it.
+    here = {"rounds": 1, "steps_per_round": steps, "generator_training": "site"}
+    values = training.model_dump() | here
+    images = replace(images, patient_ids=None)
     whole = TrainingPlan(**values)
     mechanism = Mechanism(
         noise_multiplier=0.0,
-        sample_rate=min(1.0, whole.patients_per_step / max(1, images.unit_count())),
+        sample_rate=min(1.0, whole.patients_per_step / max(1, len(images))),
         clip_norm=math.inf,
         max_images=1,
         denominator=whole.patients_per_step,
     )
-    noise = noise_source("simulation", seed, "public training")
+    noise = noise_source("simulation", seed, "draws")
     PrivateTrainer(generator, images, mechanism, whole, noise).run(Steps(0, steps, seed), {})
