@@ -54,7 +54,7 @@ def _words(reply) -> np.ndarray:
 
 def _exact(sites, plan) -> np.ndarray:
     """The sum without noise; patients have two images, so that none is left out."""
-    embedding = build_embedding(plan.generator, plan.release.embedding)
+    embedding = build_embedding(plan.generator)
     return sum(
         embedding_sum(s.train, embedding, plan.generator, 4, SimulationNoise(0)) for s in sites
     )
@@ -73,7 +73,7 @@ def test_the_sum_of_the_replies_is_the_statistic_with_the_planned_noise(tmp_path
     """Locally each site adds all of it; in the secure sum the three do, and one to spare."""
     plan, own = release_plan(trust), enrolled_sites(tmp_path)
     replies = [_ask(site, plan) for site in own]
-    size = build_embedding(plan.generator, plan.release.embedding).size
+    size = build_embedding(plan.generator).size
     total = RunningSum(size, Grid())
     for reply in replies:
         total.add(_words(reply))
@@ -192,7 +192,7 @@ def test_a_tighter_lifetime_budget_makes_a_site_add_all_that_is_missing_itself(t
     with Ledger.hold(site.ledger_path) as ledger:
         ledger.set_budget(Budget(5.0, 1e-5, "rdp"), OPERATOR)
     values = _ask(site, plan).values
-    size = build_embedding(plan.generator, plan.release.embedding).size
+    size = build_embedding(plan.generator).size
     own, planned = values["noise_multiplier"], release_noise(plan)
     terms = NoiseTerms(planned, size, Grid(), 3, 1)
     assert 4.9 < values["epsilon"] <= 5.0

@@ -71,7 +71,7 @@ def _statistics(plan: Plan) -> dict[str, tuple[str, tuple[int, ...]]]:
         planned["label_histogram"] = ("float32", (len(plan.generator.classes),))
     if plan.release.embedding:
         local = plan.privacy.trust_model == "local"
-        size = build_embedding(plan.generator, plan.release.embedding).size
+        size = build_embedding(plan.generator).size
         planned["embedding" if local else "masked_embedding"] = ("int64", (size,))
     assert set(planned) <= set(egress.STATISTICS)
     return planned

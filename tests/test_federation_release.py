@@ -30,7 +30,7 @@ from synth_server.strategy import UniformAverage
 from synth_sim.transport import InProcessGrid, PartitionSites
 
 NAMES = ("east", "north", "south", "west")
-SIZE = build_embedding(release_plan().generator, release_plan().release.embedding).size
+SIZE = build_embedding(release_plan().generator).size
 
 
 class Meddling(PassingGrid):
@@ -80,7 +80,7 @@ class Federation:
         return found
 
     def exact(self, names: Iterable[str] = NAMES) -> np.ndarray:
-        embedding = build_embedding(self.plan.generator, self.plan.release.embedding)
+        embedding = build_embedding(self.plan.generator)
         return sum(
             embedding_sum(s.train, embedding, self.plan.generator, 4, SimulationNoise(0))
             for s in self.sites

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from synth_common.generators.embedding import CONSTANT, build_embedding
+from synth_common.generators.embedding import build_embedding
 from synth_common.images.imageset import ImageSet
-from synth_common.plan import EmbeddingPlan, GeneratorPlan
+from synth_common.plan import GeneratorPlan
 from synth_common.privacy.secure_sum import SLACK
 from synth_common.privacy.statistics import embedding_sum, label_histogram
 from synth_common.randomness import SecureNoise, SimulationNoise
@@ -90,7 +90,7 @@ def _pictures(labels, patients, plan=_PLAN, seed=0, fill=None) -> ImageSet:
 
 
 def _sum(data, plan=_PLAN, most=3, seed=0):
-    embedding = build_embedding(plan, EmbeddingPlan())
+    embedding = build_embedding(plan)
     return embedding_sum(data, embedding, plan, most, SimulationNoise(seed))
 
 
@@ -119,13 +119,14 @@ def test_the_bound_is_reached_by_the_brightest_patient():
 
 
 def test_a_patient_counts_once_and_which_images_count_is_drawn():
-    embedding = build_embedding(_PLAN, EmbeddingPlan())
+    embedding = build_embedding(_PLAN)
     data = _pictures([0] * 6 + [1], ["a"] * 6 + ["b"])
     sums = [torch.from_numpy(_sum(data, most=2, seed=seed)) for seed in range(40)]
     for vector in sums:
         assert embedding.class_counts(vector).tolist() == pytest.approx([1.0, 1.0, 0.0])
-    features = CONSTANT * embedding.features(torch.from_numpy(data.images))
-    means = [embedding.matrices(vector)[:, 0] for vector in sums]
+    m = embedding.mean_frequencies
+    features = embedding.coefficients(torch.from_numpy(data.images))[..., :m, :m]
+    means = [embedding.sums(vector).first for vector in sums]
     pairs = {
         (i, j)
         for mean in means

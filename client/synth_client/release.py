@@ -110,7 +110,8 @@ def release_embedding(site: Site, request: ReleaseRequest) -> Outgoing:
         require_run_id(request.run_id)
         require_keepable(site, plan, ledger.budget)
         ledger.require_one_plan(key)
-        embedding = build_embedding(plan.generator, _settings(plan))
+        _settings(plan)  # refuses a plan without a release before anything is charged
+        embedding = build_embedding(plan.generator)
         stored = outbox.paid(ledger, key)
         if stored is None:
             _require_fresh(ledger, request)

@@ -52,8 +52,10 @@ class GeneratorPlan(StrictModel):
     ``critic_steps_max`` whenever its running accuracy on fakes falls below ``critic_floor``
     (0: never); ``critic_constraint`` holds its weights within ``critic_bound``.
 
-    Embedding: ``frequencies`` is how many of the lowest frequencies of each axis a release
-    describes and the family draws; what is finer than ``size / frequencies`` half waves is lost.
+    What a release says of images: how those at the lowest ``frequencies`` of each axis vary
+    together, the mean at twice as many, and how strong finer detail is. ``pixel_centre`` and
+    ``pixel_radius`` are public constants of the kind of image: pixels are taken relative to the
+    centre, and a picture whose root mean square is then above the radius counts with less contrast.
     """
 
     family: Family = "vae"
@@ -77,6 +79,8 @@ class GeneratorPlan(StrictModel):
     canaries: Annotated[int, Field(ge=0, le=100_000)] = 0
     site_normalisation: bool = False
     frequencies: Annotated[int, Field(ge=1, le=32)] = 12
+    pixel_centre: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    pixel_radius: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
     @field_validator("classes")
     @classmethod
@@ -215,9 +219,7 @@ class EmbeddingPlan(StrictModel):
     its own noise and can subtract it from the sum. ``scale_bits`` and ``modulus_bits`` set the
     grid of integers that the sum is computed on (``privacy.secure_sum.Grid``).
 
-    ``centre`` and ``radius`` are public constants of the kind of image: pixels are taken relative
-    to ``centre``, and a picture whose root mean square is then above ``radius`` counts with less
-    contrast. ``warm_steps`` is how many steps a VAE or GAN takes at the coordinator on
+    ``warm_steps`` is how many steps a VAE or GAN takes at the coordinator on
     images drawn from the release, before its first round.
     """
 
@@ -226,8 +228,6 @@ class EmbeddingPlan(StrictModel):
     colluders: Annotated[int, Field(ge=0)] = 1
     scale_bits: Annotated[int, Field(ge=8, le=40)] = 24
     modulus_bits: Annotated[int, Field(ge=32, le=64)] = 64
-    centre: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
-    radius: Annotated[float, Field(gt=0.0, le=1.0)] = 0.35
     warm_steps: Annotated[int, Field(ge=1, le=100_000)] = 400
 
 

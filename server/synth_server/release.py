@@ -64,7 +64,7 @@ class Releasing:
         self._nodes = {name: node for node, name in strategy.sites.items()}
         self._header = Header(strategy.run_id, 0, plan.digest())
         settings = plan.release.embedding
-        self.embedding = build_embedding(plan.generator, settings)
+        self.embedding = build_embedding(plan.generator)
         self._size = self.embedding.size
         self._lattice = Lattice(settings.scale_bits, settings.modulus_bits)
         self._masked = plan.privacy.trust_model == "secure-aggregation"

@@ -12,34 +12,40 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from synth_common.plan import EmbeddingPlan, GeneratorPlan
+from synth_common.plan import GeneratorPlan
 
 CONSTANT = 0.5
-"""The entry of an image's features that is the same in all: its squares sum to the counts, its
+"""The entry of an image's features that is the same in all: its square sums to the counts, its
 products with the others to the means. A larger one has less noise in these and more in the
 second moments."""
 _ROOT = math.sqrt(2.0)
+_LARGEST = math.sqrt(1.0 - CONSTANT**2)
+"""Largest norm of an image's coefficients."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Count, mean and second moments of the low frequencies of every class's images.
+    """Count, mean and second moments of every class's images, the fine detail by its energy.
 
-    The features of an image are ``CONSTANT`` and its coefficients of the orthonormal discrete
-    cosine transform (DCT-II; Ahmed, Natarajan & Rao 1974) at the ``frequencies`` lowest
-    frequencies of each axis and every channel, less those of a picture that is ``centre``
-    throughout, over ``radius`` times the root of the number of pixels; scaled down where needed
-    so that the norm of all of them is at most 1. The image's vector is the outer product of the
-    features with themselves, in the block of its class: its norm is the square of theirs.
+    An image's coefficients are those of the orthonormal discrete cosine transform (DCT-II; Ahmed,
+    Natarajan & Rao 1974), less those of a picture that is ``centre`` throughout, over ``radius``
+    times the root of the number of pixels; scaled down where needed so that their norm x is at
+    most sqrt(1 - c^2), where c is ``CONSTANT``. Its vector is 0 but for the block of its class:
 
-    Layout of the flat vector: class by class, the upper triangle of the symmetric matrix
-    row by row, entries off the diagonal times sqrt(2), which keeps the norm.
+    - c^2;
+    - sqrt(2) c times the coefficients at the lowest ``mean_frequencies`` of each axis;
+    - the products of any two of the lowest ``frequencies`` of each axis, over all channels: the
+      upper triangle row by row, entries off the diagonal times sqrt(2), which keeps the norm;
+    - per channel, the sum of squares of the coefficients in each band above those.
+
+    The squares of these add up to at most c^4 + 2 c^2 x^2 + x^4 = (c^2 + x^2)^2 <= 1.
 
     Attributes:
         classes: Number of classes; other labels contribute nothing.
         shape: (C, H, W) of the images, with the mask channel.
-        frequencies: Frequencies kept along each axis.
+        frequencies: Lowest frequencies of each axis whose second moments are kept.
         centre: Public value that pixels are taken relative to, in [0, 1].
         radius: Public bound on the root mean square of a picture less ``centre``; one beyond it
             is counted with less contrast.
@@ -52,40 +58,73 @@ class Embedding:
     radius: float
 
     @property
+    def mean_frequencies(self) -> int:
+        """Frequencies of each axis whose means are kept: means are seen better than products."""
+        return min(2 * self.frequencies, self.shape[1])
+
+    @property
     def width(self) -> int:
-        """Features of an image, the constant included."""
-        return 1 + self.shape[0] * self.frequencies**2
+        """Coefficients whose products are kept."""
+        return self.shape[0] * self.frequencies**2
+
+    @property
+    def bands(self) -> int:
+        """Bands of fine detail in each channel."""
+        return int(self.band_of.max()) + 1
 
     @property
     def size(self) -> int:
         """Length of the flat vector."""
-        return self.classes * self.width * (self.width + 1) // 2
-
-    @cached_property
-    def _basis(self) -> Tensor:
-        return cosine_basis(self.shape[1], self.frequencies)
-
-    @cached_property
-    def _triangle(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the upper triangle."""
-        rows, columns = torch.triu_indices(self.width, self.width)
-        return rows, columns
-
-    def features(self, images: Tensor) -> Tensor:
-        """float32 (B, C, H, W) in [0, 1] to float64 (B, width), of norm at most 1."""
-        basis, pixels = self._basis, images.to(torch.float64) - self.centre
-        coefficients = (basis @ pixels @ basis.T).flatten(1)
-        coefficients *= math.sqrt(1.0 - CONSTANT**2) / self.unit
-        largest = math.sqrt(1.0 - CONSTANT**2)
-        norm = coefficients.norm(dim=1, keepdim=True)
-        coefficients *= (largest / norm.clamp(min=largest)).clamp(max=1.0)
-        constant = torch.full((len(images), 1), CONSTANT, dtype=torch.float64)
-        return torch.cat([constant, coefficients], dim=1)
+        return self.classes * sum(self._lengths)
 
     @property
     def unit(self) -> float:
-        """The norm of coefficients that ``radius`` allows."""
-        return self.radius * math.sqrt(math.prod(self.shape))
+        """What a coefficient is multiplied by to be one of pixels in [0, 1]."""
+        return self.radius * math.sqrt(math.prod(self.shape)) / _LARGEST
+
+    @cached_property
+    def band_of(self) -> Tensor:
+        """int64 (H, W): the band of each coefficient, half octaves; -1 where products are kept."""
+        k = self.frequencies
+        bands = (2.0 * torch.log2(rings(self.shape[1]) / k).clamp(min=0.0)).floor().long()
+        bands[:k, :k] = -1
+        return bands
+
+    @property
+    def _lengths(self) -> tuple[int, int, int, int]:
+        channels, width = self.shape[0], self.width
+        means = channels * self.mean_frequencies**2
+        return 1, means, width * (width + 1) // 2, channels * self.bands
+
+    @cached_property
+    def _basis(self) -> Tensor:
+        return cosine_basis(self.shape[1], self.shape[1])
+
+    @cached_property
+    def _triangle(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and columns of the upper triangle, and the weight of its entries."""
+        rows, columns = torch.triu_indices(self.width, self.width)
+        return rows, columns, torch.where(rows == columns, 1.0, _ROOT)
+
+    @cached_property
+    def _members(self) -> Tensor:
+        """float64 (H W, bands): 1 where a coefficient belongs to a band."""
+        members: Tensor = self.band_of.flatten()[:, None] == torch.arange(self.bands)
+        return members.to(torch.float64)
+
+    def coefficients(self, images: Tensor) -> Tensor:
+        """float32 (B, C, H, W) in [0, 1] to float64 of the same shape, norm at most 3^0.5 / 2."""
+        pixels = images.to(torch.float64) - self.centre
+        found = (pixels @ self._basis.T).transpose(2, 3) @ (self._basis.T / self.unit)
+        found = found.transpose(2, 3)
+        norm = found.flatten(1).norm(dim=1)[:, None, None, None]
+        scaled: Tensor = found * (_LARGEST / norm.clamp(min=_LARGEST))
+        return scaled
+
+    def low(self, coefficients: Tensor) -> Tensor:
+        """Those whose products are kept, (B, width) of (B, C, H, W)."""
+        k = self.frequencies
+        return coefficients[..., :k, :k].flatten(1)
 
     def weighted_sum(self, images: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Sum of the images' vectors, each times its weight.
@@ -100,28 +139,74 @@ class Embedding:
         """
         # Selected, not multiplied by 0: what is not finite must not get in.
         known = (labels >= 0) & (labels < self.classes)
-        features, labels = self.features(images[known]), labels[known]
-        weighted = features * weights[known].to(torch.float64)[:, None]
-        rows, columns = self._triangle
-        parts = []
-        for label in range(self.classes):
-            mine = labels == label
-            matrix = weighted[mine].T @ features[mine]
-            parts.append(torch.where(rows == columns, 1.0, _ROOT) * matrix[rows, columns])
-        return torch.cat(parts)
+        order = torch.argsort(labels[known])
+        labels, weights = labels[known][order], weights[known][order].to(torch.float64)
+        found, m = self.coefficients(images[known][order]), self.mean_frequencies
+        of_class = weights[:, None] * functional.one_hot(labels, self.classes)
+        first = of_class.T @ found[..., :m, :m].flatten(1)
+        energy = of_class.T @ (found.square().flatten(2) @ self._members).flatten(1)
+        low, (rows, columns, scale) = self.low(found), self._triangle
+        blocks, lengths = [], torch.bincount(labels, minlength=self.classes).tolist()
+        for own, weight in zip(
+            torch.split(low, lengths), torch.split(weights, lengths), strict=True
+        ):
+            second = (own * weight[:, None]).T @ own
+            blocks.append(scale * second[rows, columns])
+        counts = of_class.sum(0)[:, None]
+        parts = [CONSTANT**2 * counts, _ROOT * CONSTANT * first, torch.stack(blocks), energy]
+        return torch.cat(parts, dim=1).flatten()
 
-    def matrices(self, vector: Tensor) -> Tensor:
-        """A sum (size,) as symmetric matrices, float64 (classes, width, width)."""
-        rows, columns = self._triangle
-        entries = vector.reshape(self.classes, -1) / torch.where(rows == columns, 1.0, _ROOT)
-        whole = torch.zeros(self.classes, self.width, self.width, dtype=torch.float64)
-        whole[:, rows, columns] = entries
-        whole[:, columns, rows] = entries
-        return whole
+    def sums(self, vector: Tensor) -> Sums:
+        """A sum (size,) taken apart, without the factors that the vector carries."""
+        channels, m, width = self.shape[0], self.mean_frequencies, self.width
+        rows_of = vector.view(self.classes, -1)
+        count, first, flat, energy = torch.split(rows_of, list(self._lengths), dim=1)
+        rows, columns, scale = self._triangle
+        second = torch.zeros(self.classes, width, width, dtype=torch.float64)
+        second[:, rows, columns] = flat / scale
+        second[:, columns, rows] = flat / scale
+        return Sums(
+            counts=count[:, 0] / CONSTANT**2,
+            first=first.reshape(-1, channels, m, m) / (_ROOT * CONSTANT),
+            second=second,
+            energy=energy.reshape(-1, channels, self.bands),
+        )
 
     def class_counts(self, vector: Tensor) -> Tensor:
         """Images (weighted) per class that a sum holds, float64 (classes,)."""
-        return self.matrices(vector)[:, 0, 0] / CONSTANT**2
+        return vector.view(self.classes, -1)[:, 0] / CONSTANT**2
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a sum of vectors says, class by class; all float64.
+
+    With noise of standard deviation s in every coordinate of the vector, that of an entry is
+    s times the factor named here.
+
+    Attributes:
+        counts: (K,), images; 1 / c^2, c being ``CONSTANT``.
+        first: (K, C, m, m), sums of coefficients; 1 / (sqrt(2) c).
+        second: (K, width, width), sums of products; 1 / sqrt(2), on the diagonal 1.
+        energy: (K, C, bands), sums of squares; 1.
+    """
+
+    counts: Tensor
+    first: Tensor
+    second: Tensor
+    energy: Tensor
+
+    def together(self) -> Sums:
+        """As if all classes were one, which keeps a leading axis of 1."""
+        return Sums(*(part.sum(0, keepdim=True) for part in self._parts))
+
+    def of(self, chosen: Tensor) -> Sums:
+        """Those of some classes, bool (K,)."""
+        return Sums(*(part[chosen] for part in self._parts))
+
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.counts, self.first, self.second, self.energy
 
 
 @dataclass(frozen=True)
@@ -148,13 +233,19 @@ def cosine_basis(size: int, frequencies: int) -> Tensor:
     return rows
 
 
-def build_embedding(plan: GeneratorPlan, settings: EmbeddingPlan) -> Embedding:
+def rings(size: int) -> Tensor:
+    """Frequency of each coefficient, in half waves: float64 whole numbers (size, size)."""
+    axis = torch.arange(size, dtype=torch.float64)
+    return (axis[:, None].square() + axis[None].square()).sqrt().round()
+
+
+def build_embedding(plan: GeneratorPlan) -> Embedding:
     """The embedding that a plan names; the same at every site and at the server."""
     channels = plan.channels + int(plan.with_mask)
     return Embedding(
         classes=len(plan.classes),
         shape=(channels, plan.size, plan.size),
-        frequencies=plan.frequencies,
-        centre=settings.centre,
-        radius=settings.radius,
+        frequencies=min(plan.frequencies, plan.size),
+        centre=plan.pixel_centre,
+        radius=plan.pixel_radius,
     )
