@@ -213,7 +213,7 @@ def compare(
 
     if resume and out is None:
         raise ConfigError("--resume needs --out: which comparison is to be continued")
-    name = load_scenario(scenario, set_).name
+    name = load_scenario(scenario).name
     out = out or Path("runs") / f"compare-{name}-{datetime.now():%Y%m%d-%H%M%S}"
     options = CompareOptions(
         scenario=scenario,
