@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 install: $(INSTALLED)
 
 demo: install
-	$(BIN)/synth-sim run phantom-hospitals
+	$(BIN)/synth-sim run phantom-release
 
 test: install
 	$(BIN)/python -m pytest -n 2

@@ -61,9 +61,11 @@ def test_list_names_every_packaged_scenario(capsys: pytest.CaptureFixture[str]) 
     assert [line.split()[0] for line in out.splitlines()] == [
         "chest-xray-hospitals",
         "mednist",
+        "mnist-pooled",
         "mnist",
         "nuclei",
         "phantom-hospitals",
+        "phantom-release",
     ]
 
 

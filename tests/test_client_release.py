@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from small_sites import OPERATOR, approve, enrolled_sites, release_plan, small_site
 from test_privacy_accounting import reference_epsilon
 
+from synth_client import charge
 from synth_client import release as module
+from synth_client import round as rounds
 from synth_client.charge import plan_uses, release_noise
 from synth_client.cost import cost_of
 from synth_client.enrol import agree, load_key, load_peers, make_key
@@ -170,6 +173,7 @@ def test_a_crash_between_reserve_and_commit_stays_charged(tmp_path, monkeypatch)
 def test_rounds_after_a_release_stay_within_the_whole_target(tmp_path):
     plan = release_plan(rounds=3, spare_attempts=1)
     site, *_ = enrolled_sites(tmp_path)
+    _allow(site, 8.0)
     _ask(site, plan)
     with Ledger.read(site.ledger_path) as ledger:
         assert 0.2 * 8 < epsilon(ledger.history(), 1e-5, "rdp") < 0.4 * 8
@@ -217,6 +221,111 @@ def test_the_cost_is_told_before_a_plan_is_approved(tmp_path):
     both = cost_of(release_plan("local", rounds=3), site.directory)
     assert "15 steps" in both
     assert "collude" not in both
+
+
+# ------------------------------------------------------------------ before the rounds, and after
+
+
+def _half(rounds: int, **privacy: object) -> Plan:
+    """Half of epsilon 4 for the release, the rest for the rounds, nothing to spare."""
+    base = release_plan("local", rounds=rounds, share=0.5).model_dump()
+    base["privacy"] |= {"epsilon": 4.0, "spare_rounds": 0, **privacy}
+    return Plan.model_validate(base)
+
+
+def _train(site, plan, number, state=None):
+    state = state or build_generator(plan.generator, 0).shared_state()
+    return train_round(site, RoundRequest("run", number, plan, state)).tensors
+
+
+def _allow(site, most: float) -> None:
+    """A lifetime budget by RDP, which is quick."""
+    with Ledger.hold(site.ledger_path) as ledger:
+        ledger.set_budget(Budget(most, 1e-5, "rdp"), OPERATOR)
+
+
+def _spent(site) -> float:
+    with Ledger.read(site.ledger_path) as ledger:
+        return epsilon(ledger.history(), 1e-5, "rdp")
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("target", [4.0, math.inf])
+def test_a_run_that_trains_has_no_release_any_more(tmp_path, monkeypatch, interrupted, target):
+    plan, site = _half(3, epsilon=target), small_site(tmp_path)
+    _allow(site, target)
+    approve(site, plan)
+
+    def die(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if interrupted:
+            patch.setattr(rounds, "_use", die)
+        with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+            _train(site, plan, 1)
+    for asking in (lambda: ready(site, plan, "run"), lambda: _ask(site, plan)):
+        with pytest.raises(PrivacyError, match=r"run run: .* after the run's rounds have begun"):
+            asking()
+    assert _attempts(site) == [0]
+
+
+def test_a_release_after_all_rounds_would_cost_more_than_the_target(tmp_path, monkeypatch):
+    """Even without the refusal by name: whatever a run used counts against its release."""
+    plan, site = _half(3), small_site(tmp_path)
+    _allow(site, 100.0)
+    approve(site, plan)
+    state = None
+    for number in (1, 2, 3):
+        state = _train(site, plan, number, state)
+    late = Use(release_noise(plan), 1.0, 1, "embedding")
+    monkeypatch.setattr(charge, "_require_before_rounds", lambda *_: None)
+    with Ledger.read(site.ledger_path) as ledger:
+        assert epsilon([*ledger.history(), late], 1e-5, "rdp") <= 4.0
+    _train(site, plan, 3, {k: v + 1 for k, v in state.items()})  # the room that was left
+    with Ledger.read(site.ledger_path) as ledger:
+        assert epsilon(ledger.history(), 1e-5, "rdp") <= 4.0
+        assert epsilon([*ledger.history(), late], 1e-5, "rdp") > 4.0
+    for asking in (lambda: ready(site, plan, "run"), lambda: _ask(site, plan)):
+        with pytest.raises(BudgetError, match=r"share allows, epsilon 2"):
+            asking()
+    assert _spent(site) <= 4.0
+
+
+def test_nobody_pays_for_a_release_whose_rounds_the_budget_cannot_bear(tmp_path):
+    plan, site = _half(4), small_site(tmp_path)
+    _allow(site, 2.05)
+    approve(site, plan)
+    for asking in (lambda: ready(site, plan, "run"), lambda: _ask(site, plan)):
+        with pytest.raises(BudgetError, match=r"the rounds .* refused: .*budget_epsilon = 2\.05"):
+            asking()
+    assert _attempts(site) == []
+    assert "NOT FIT: the site will refuse it" in _cost(site, plan)
+    _allow(site, 2.6)  # with more noise than planned, and less than would undo all
+    assert "more noise" in _cost(site, plan)
+    ready(site, plan, "run")
+    _ask(site, plan)
+    state = None
+    for number in (1, 2, 3, 4):
+        state = _train(site, plan, number, state)
+    assert 2.5 < _spent(site) <= 2.6
+
+
+def _cost(site, plan) -> str:
+    save_site(site)
+    return cost_of(plan, site.directory)
+
+
+def test_a_kept_reply_is_sent_again_until_the_second_round(tmp_path):
+    plan, (site, *_) = release_plan(rounds=3), enrolled_sites(tmp_path)
+    _allow(site, 8.0)
+    first = _ask(site, plan)
+    state = _train(site, plan, 1)
+    assert (_words(_ask(site, plan)) == _words(first)).all()
+    _train(site, plan, 2, state)
+    with pytest.raises(AttemptSpentError):
+        _ask(site, plan)
+    assert _attempts(site) == [1, 0, 0]
 
 
 # ------------------------------------------------------------------ what is refused
@@ -292,6 +401,37 @@ def test_a_roll_call_is_free_and_looks_at_no_image(tmp_path, monkeypatch):
     assert _attempts(site) == []
 
 
+def test_a_roll_call_refuses_what_an_attempt_would(tmp_path):
+    """Else others pay for an attempt that one of them was bound to refuse."""
+    plan, sites = release_plan(spare_attempts=1), enrolled_sites(tmp_path)
+    site, large, other = sites
+    for one in sites:
+        approve(one, plan)
+        ready(one, plan, "run")
+    with pytest.raises(PrivacyError, match="run id"):
+        ready(site, plan, "../run")
+    with pytest.raises(LedgerError, match="older or another copy"):
+        ready(site, plan, "run", "0" * 64)
+    small = release_plan(scale_bits=24, modulus_bits=40)
+    for one in (site, large):
+        approve(one, small)
+    ready(site, small, "run")
+    large = replace(large, nominal_patients=5000)
+    for asking in (lambda: ready(large, small, "run"), lambda: _ask(large, small)):
+        with pytest.raises(PrivacyError, match="modulus_bits = 40"):
+            asking()
+    agree(other.directory, {"east": "00ff", "north": "00ff"})
+    with pytest.raises(PrivacyError, match="the public key of 'east' cannot be used"):
+        ready(other, plan, "run")
+    agree(other.directory, {"east": "00" * 32})
+    with pytest.raises(PrivacyError, match="at least 3 sites"):
+        ready(other, plan, "run")
+    _ask(site, plan)
+    with pytest.raises(PlanError, match="another plan needs another run"):
+        ready(site, small, "run")
+    assert [_attempts(one) for one in sites] == [[1], [], []]
+
+
 # ------------------------------------------------------------------ what may leave
 
 
@@ -327,8 +467,11 @@ def test_without_noise_a_release_needs_a_site_that_allows_it(tmp_path):
     base = release_plan("local").model_dump()
     base["privacy"]["epsilon"] = math.inf
     plan = Plan.model_validate(base)
-    with pytest.raises(BudgetError):
-        _ask(small_site(tmp_path), plan)
+    bound = small_site(tmp_path)
+    approve(bound, plan)
+    for asking in (lambda: ready(bound, plan, "run"), lambda: _ask(bound, plan)):
+        with pytest.raises(BudgetError, match="without noise, but the budget is 8"):
+            asking()
     site = small_site(tmp_path, "open", budget=math.inf)
     reply = _ask(site, plan)
     assert reply.values["noise_share"] == 0.0

@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_sites import approve, enrolled_sites, release_plan
+from small_sites import OPERATOR, approve, enrolled_sites, release_plan
 
 from synth_client import release as site_release
 from synth_client.app import SiteApp, make_client_app
 from synth_client.evaluate import SiteEvaluation
 from synth_client.site import save_site
 from synth_common import messages
-from synth_common.errors import CheckpointError, FederationError
+from synth_common.errors import AttemptSpentError, CheckpointError, FederationError
 from synth_common.evaluation.config import EvaluationConfig
 from synth_common.flower import ArrayRecord, ConfigRecord, Grid, Message, PassingGrid, RecordDict
 from synth_common.generators.embedding import build_embedding
+from synth_common.images.drawn import drawn_images
 from synth_common.plan import Plan
-from synth_common.privacy.ledger import Ledger
+from synth_common.privacy.ledger import Budget, Ledger
 from synth_common.privacy.statistics import embedding_sum
 from synth_common.randomness import SimulationNoise
 from synth_server.release import Releasing
@@ -195,6 +196,15 @@ def _other_value(name: str, value: object) -> Callable[[RecordDict], None]:
     return change
 
 
+def _without_value(name: str) -> Callable[[RecordDict], None]:
+    def change(content: RecordDict) -> None:
+        values = dict(content[messages.VALUES])
+        del values[name]
+        content[messages.VALUES] = ConfigRecord(values)
+
+    return change
+
+
 def _other_name(content: RecordDict) -> None:
     (array,) = content[messages.STATISTICS].values()
     content[messages.STATISTICS] = ArrayRecord({"embedding": array})
@@ -212,7 +222,15 @@ def _other_run(content: RecordDict) -> None:
         _other_value("attempt", 2),
         _other_value("site", "east"),
         _other_value("noise_share", "much"),
-        _other_value("noise_share", float("nan")),
+        _other_value("noise_share", 1),
+        _other_value("noise_share", 1e200),
+        *(
+            _other_value(name, value)
+            for name in ("noise_share", "noise_multiplier")
+            for value in ("x", -1.0, 0.0, float("nan"), float("inf"))
+        ),
+        _without_value("noise_share"),
+        _without_value("noise_multiplier"),
         _other_name,
         _other_run,
     ],
@@ -231,6 +249,16 @@ def test_a_reply_that_is_no_part_of_the_attempt_is_left_out_by_name(tmp_path, ch
     release = asking.run()
     assert [(f.site, f.code) for f in asking.failures] == [("north", "BadReply")]
     assert release.sites == ["east", "south", "west"]
+    assert federation.error(release, release.sites) == pytest.approx(1.0, rel=0.1)
+    assert set(release.noise_multipliers) == set(release.sites)
+
+
+def test_the_bytes_of_an_attempt_that_failed_are_counted(tmp_path):
+    federation = Federation(tmp_path, release_plan(spare_attempts=1))
+    federation.grid.change = drop("train.release", 2)
+    release = federation.coordinator().run()
+    vectors = 3 + 3
+    assert vectors * 8 * SIZE <= release.bytes_up < vectors * (8 * SIZE + 1000)
 
 
 def test_values_beyond_the_modulus_are_no_part_of_a_sum(tmp_path):
@@ -290,6 +318,33 @@ def test_a_site_that_died_within_an_attempt_is_asked_for_another_one(tmp_path, m
     assert federation.charged() == {name: [1, 2] for name in NAMES}
 
 
+@pytest.mark.parametrize("epsilon", [8.0, float("inf")])
+def test_a_site_that_finds_every_number_used_up_is_left_out(tmp_path, epsilon):
+    """It is asked twice, and leaves an attempt to the others; they may be unlimited."""
+    plan = release_plan(spare_attempts=2)
+    plan = plan.model_copy(update={"privacy": plan.privacy.model_copy(update={"epsilon": epsilon})})
+    federation = Federation(tmp_path, plan)
+    for site in federation.sites:
+        with Ledger.hold(site.ledger_path) as ledger:
+            ledger.set_budget(Budget(epsilon, 1e-5), OPERATOR)
+
+    def refuse(message: Message, reply: Message) -> Message:
+        meta = message.metadata
+        if (meta.message_type, meta.dst_node_id) != ("train.release", 2):
+            return reply
+        asked.append(meta.message_type)
+        assert len(asked) < 5, "asked without end"
+        return messages.error_reply(message, AttemptSpentError("as ever"))
+
+    asked: list[str] = []
+    federation.grid.change = refuse
+    asking = federation.coordinator()
+    release = asking.run()
+    assert [(f.site, f.code) for f in asking.failures] == [("north", "AttemptSpentError")] * 2
+    assert (release.sites, release.attempts) == (["east", "south", "west"], 3)
+    assert release.bytes_up >= 9 * 8 * SIZE
+
+
 def test_a_coordinator_that_forgot_its_attempts_finds_a_number_that_nobody_used(tmp_path):
     federation = Federation(tmp_path, release_plan(spare_attempts=1))
     federation.coordinator().run()
@@ -320,3 +375,12 @@ def test_a_kept_release_is_whole_or_refused(tmp_path):
     (federation.folder / "release-attempts.json").write_text("[{}]")
     with pytest.raises(CheckpointError, match="release-attempts"):
         AttemptBook(federation.folder)
+
+
+def test_a_drawn_mask_is_where_its_probability_is_above_a_half():
+    plan = release_plan().generator.model_copy(update={"with_mask": True})
+    drawn = np.array([[[[1.5, 0.25], [0.5, -1.0]], [[0.5, 0.51], [0.49, 1.0]]]], dtype=np.float32)
+    images = drawn_images(plan, drawn, np.zeros(1, dtype=np.int64))
+    assert images.images.tolist() == [[[[1.0, 0.25], [0.5, 0.0]]]]
+    assert images.masks is not None
+    assert images.masks.tolist() == [[[0, 1], [0, 1]]]

@@ -193,6 +193,18 @@ def test_what_noise_makes_negative_becomes_a_covariance():
     assert torch.linalg.eigvalsh(cleaned).min() > 0.0
 
 
+def test_correlations_that_noise_pretends_do_not_raise_the_variances():
+    """Strong noise in some correlations, or the whole picture becomes noise."""
+    d, level = 40, torch.tensor(0.05, dtype=torch.float64)
+    variances = torch.full((d,), 0.01, dtype=torch.float64)
+    found = torch.diag(variances)
+    found[:8, 20:28] = 0.05
+    found[20:28, :8] = 0.05
+    cleaned = _clean_covariance(found, torch.diag(variances), level, variances)
+    assert torch.all(cleaned.diagonal() <= variances * (1.0 + 1e-9))
+    assert torch.all(cleaned.diagonal() >= 0.5 * variances)
+
+
 def _falling(power: float, plan: GeneratorPlan = _PLAN):
     """Variances that fall by a power of the frequency, as a release without noise gives them."""
     embedding = build_embedding(plan)
@@ -310,9 +322,16 @@ def test_plans_that_no_release_can_serve_are_refused():
     carrying = _PLAN.model_copy(update={"canaries": 3})
     with pytest.raises(ValidationError, match=r"canaries"):
         Plan(generator=carrying, training=rounds, release=whole)
-    wide = _PLAN.model_copy(update={"frequencies": 32, "channels": 3, "with_mask": True})
-    with pytest.raises(ValidationError, match=r"frequencies = 32"):
+    wide = _PLAN.model_copy(update={"frequencies": 17, "channels": 3, "with_mask": True})
+    with pytest.raises(ValidationError, match=r"frequencies = 17: 1156 features .* most are 1024"):
         Plan(generator=wide, training=rounds, release=whole)
+    for most in (27, 28, 32):
+        bare = _PLAN.model_copy(update={"frequencies": most})
+        if most < 28:
+            assert build_embedding(Plan(generator=bare, training=rounds, release=whole).generator)
+            continue
+        with pytest.raises(ValidationError, match=rf"frequencies = {most}: .* set fewer than 28"):
+            Plan(generator=bare, training=rounds, release=whole)
 
 
 def test_no_plan_pays_for_a_release_and_is_refused_in_its_first_round():

@@ -42,10 +42,24 @@ def test_secure_aggregation_needs_something_that_is_released_once():
     assert plan(privacy=secure, training={"rounds": 0}, release={"embedding": {}})
 
 
-def test_a_histogram_needs_a_round_to_leave_with():
-    both = {"embedding": {}, "label_histogram": 6.0}
-    with pytest.raises(ConfigError, match=r"release\.label_histogram leaves with the first"):
-        plan(training={"rounds": 0}, release=both)
+@pytest.mark.parametrize(("rounds", "share"), [(0, 1.0), (3, 0.5)])
+def test_nobody_pays_for_counts_that_an_embedding_holds_already(rounds, share):
+    both = {"embedding": {"share": share}, "label_histogram": 6.0}
+    with pytest.raises(ConfigError, match=r"label_histogram = 6: .*already holds .*leave"):
+        plan(training={"rounds": rounds}, release=both)
+
+
+def test_a_release_leaves_fine_detail_to_describe():
+    release = {"training": {"rounds": 0}, "release": {"embedding": {}}}
+    for chosen in (28, 32):
+        small = {"size": 28, "frequencies": chosen}
+        words = rf"generator\.frequencies = {chosen}: .*generator\.size = 28 .*fewer than 28"
+        with pytest.raises(ConfigError, match=words):
+            plan(generator=small, **release)
+        assert plan(generator=small)  # without a release it says nothing
+    assert plan(generator={"size": 28, "frequencies": 27}, **release)
+    with pytest.raises(ConfigError, match=r"generator\.frequencies = 1: .*equal to 2"):
+        plan(generator={"frequencies": 1}, **release)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from synth_common.generators.embedding import build_embedding
+from synth_common.generators.embedding import build_embedding, cosine_basis
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import GeneratorPlan
 from synth_common.privacy.secure_sum import SLACK
@@ -110,6 +110,23 @@ def test_one_patient_moves_the_sum_of_embeddings_by_at_most_one(plan, fill, labe
     assert np.linalg.norm(moved) <= 1.0 + SLACK / 2
     known = [label for label in labels if label < 3]
     assert (np.linalg.norm(moved) > 1e-3) == bool(known)
+
+
+@pytest.mark.parametrize("frequencies", [2, 5, 27])
+def test_no_single_wave_in_any_channel_goes_beyond_the_bound(frequencies):
+    """All of a picture's strength in one coefficient, of those kept and of every band."""
+    plan = _PLAN.model_copy(
+        update={"size": 28, "channels": 3, "with_mask": True, "frequencies": frequencies}
+    )
+    embedding = build_embedding(plan)
+    waves = cosine_basis(28, 28)
+    for i, j in [(0, 0), (1, 0), (1, 1), (2, 3), (6, 0), (13, 13), (20, 4), (27, 27)]:
+        wave = torch.outer(waves[i], waves[j])
+        for sign, channels in ((1, slice(0, 1)), (-1, slice(3, 4)), (1, slice(0, 4))):
+            image = torch.full((1, 4, 28, 28), 0.5)
+            image[0, channels] += sign * 0.5 * (wave / wave.abs().max()).to(torch.float32)
+            vector = embedding.weighted_sum(image, torch.tensor([1]), torch.ones(1))
+            assert 0.05 < vector.norm().item() <= 1.0 + 1e-12
 
 
 def test_the_bound_is_reached_by_the_brightest_patient():

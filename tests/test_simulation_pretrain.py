@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from simulation_scenario import write_tiny
-from small_sites import approve, small_plan, small_site
+from small_sites import approve, blobs, small_plan, small_site
 
 from synth_client.outbox import Outbox
 from synth_client.round import RoundRequest, train_round
@@ -22,8 +22,10 @@ from synth_common.facts import read_facts
 from synth_common.generators import build_generator
 from synth_common.plan import PretrainingPlan
 from synth_common.privacy.egress import state_digest
+from synth_common.privacy.public_training import train_openly
 from synth_server.rounds import refined
 from synth_server.strategy import UniformAverage
+from synth_sim import pretrain as pretraining
 from synth_sim.pretrain import Pretrained, pretrain
 from synth_sim.run import RunOptions, run_scenario
 from synth_sim.scenario import Scenario, load_scenario
@@ -141,6 +143,19 @@ def test_impossible_pretraining_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=match):
         pretrain(_scenario(tmp_path), public, steps, tmp_path / name)
+
+
+def test_a_family_without_parameters_is_refused_before_an_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["generator.family=embedding", "training.rounds=0", "release.embedding={}"]
+    scenario = _scenario(tmp_path, *settings)
+    monkeypatch.setattr(pretraining, "load_source", lambda *_: pytest.fail("read the images"))
+    with pytest.raises(ConfigError, match=r"generator\.family = embedding"):
+        pretrain(scenario, "mri", 1, tmp_path / "w.safetensors")
+    generator = build_generator(scenario.generator, 0)
+    with pytest.raises(ConfigError, match=r"generator\.family = embedding"):
+        train_openly(generator, blobs(4), scenario.training, 1, seed=0)
 
 
 def test_other_weights_than_the_plans_are_refused(tmp_path: Path, made: Pretrained) -> None:

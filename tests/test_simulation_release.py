@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,17 @@ import torch
 from release_scenario import learn, learner, scenario  # noqa: F401
 
 from synth_client.app import SiteApp
-from synth_common.errors import BudgetError, Interrupted
+from synth_client.charge import release_noise
+from synth_common.errors import BudgetError, DataError, Interrupted
 from synth_common.facts import read_facts
 from synth_common.generators import build_generator
 from synth_common.generators.vae import VAE
+from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.ledger import Ledger
 from synth_common.randomness import derive_seed
 from synth_common.reporting.factbook import FactBook
 from synth_server.checkpoint import load_latest
+from synth_server.release import Releasing
 from synth_sim import federate
 from synth_sim.run import RunOptions, load_run, run_scenario
 from synth_sim.scenario import Scenario
@@ -93,9 +97,8 @@ def _check_report(out: Path, page: str, shares: tuple[float, ...]) -> None:
     assert [found["normal"], found["lesion"]] == pytest.approx(list(shares))
     assert {entry["round"] for entry in told["training"]["health"]} == {0}
     schema = json.loads((ROOT / "docs/reference/report.schema.json").read_text())
-    wrong = list(jsonschema.Draft202012Validator(schema).iter_errors(told))
-    own = {"privacy", "training", "federation", "data", "run"}
-    assert [e.message for e in wrong if e.absolute_path[0] in own] == []
+    wrong = jsonschema.Draft202012Validator(schema).iter_errors(told)
+    assert sorted({(re.sub(r"\[\d+\]", "", e.json_path), e.message) for e in wrong}) == []
     assert told["other"] == []
     for words in (
         "The release before the first round",
@@ -135,6 +138,41 @@ def test_a_budget_that_bears_no_release_ends_the_run_with_its_own_error(tmp_path
         (name, 0, "BudgetError") for name in ("alpha", "beta", "gamma")
     ]
     assert _charged(out) == {"alpha": 0, "beta": 0, "gamma": 0}
+
+
+@pytest.mark.usefixtures("learner", "quick")
+def test_the_price_of_a_release_is_that_of_every_attempt_with_its_own_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small budget makes the second attempt noisier than the first, not the first one."""
+    tight = [f"partition.sites.{i}.budget_epsilon=0.9" for i in range(4)]
+    own = ["privacy.epsilon=1", "release.embedding.spare_attempts=1", *tight]
+    wanted, out, lost = scenario(tmp_path, *own, sites=4), tmp_path / "run", []
+    take = Releasing._take
+
+    def losing(self: Releasing, name: str, *arguments: object) -> None:
+        if name == "beta" and not lost:
+            lost.append(name)
+            raise DataError("lost by the test")
+        take(self, name, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Releasing, "_take", losing)
+    _until_judged(wanted, out)
+    book = FactBook(read_facts(out / "facts.jsonl"))
+    (fact,) = book.all("release.embedding")
+    assert (fact.value["attempts"], len(fact.value["sites"])) == (2, 3)
+    with Ledger.read(out / "sites" / "alpha" / "ledger.sqlite") as ledger:
+        first, second = ledger.history()
+    assert first.noise_multiplier == release_noise(wanted.plan) < 0.9 * second.noise_multiplier
+    assert fact.value["noise_multiplier"] == second.noise_multiplier
+    terms = wanted.plan.privacy
+    charged = epsilon([first, second], terms.delta, terms.accountant)
+    assert fact.value["epsilon"] == pytest.approx(charged) == pytest.approx(0.9, rel=0.01)
+    # Of four sites one may collude: three honest ones share the planned noise, later two.
+    planned, more = first.noise_multiplier**2, second.noise_multiplier**2
+    left = (planned / 3) ** 0.5, (planned / 2 + more - planned) ** 0.5
+    alone = epsilon([Use(n, 1.0, 1) for n in left], terms.delta, terms.accountant)
+    assert fact.value["epsilon_if_all_others_collude"] == pytest.approx(alone, rel=1e-4)
 
 
 _RAY = """

@@ -23,9 +23,11 @@ def test_every_packaged_scenario_is_valid_and_titled(name: str) -> None:
 def test_the_named_scenarios_are_packaged() -> None:
     assert {
         "phantom-hospitals",
+        "phantom-release",
         "chest-xray-hospitals",
         "mednist",
         "mnist",
+        "mnist-pooled",
         "nuclei",
     } <= packaged().keys()
 

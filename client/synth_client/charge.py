@@ -6,10 +6,11 @@ left of a plan is what the ledger has not committed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from synth_client.site import Site
-from synth_common.errors import BudgetError
+from synth_common.errors import BudgetError, PrivacyError
 from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, calibrate, epsilon
 from synth_common.privacy.ledger import Budget, Ledger
@@ -42,31 +43,63 @@ def _histogram(ledger: Ledger, plan: Plan, run_id: str) -> tuple[Use, ...]:
     return _histogram_of(plan)
 
 
-def planned_release(ledger: Ledger, plan: Plan, run_id: str) -> Use:
+def planned_release(ledger: Ledger, site: Site, plan: Plan, run_id: str) -> Use:
     """The next attempt at the run's release: planned noise, or more if other uses ate the room.
 
     Raises:
-        BudgetError: The release's share of the target, or the lifetime budget, has no room.
+        PrivacyError: The run's rounds have begun.
+        BudgetError: The release's share of the target, or the lifetime budget, has no room for
+            it or for the rounds after it.
     """
+    _require_before_rounds(ledger, run_id)
     if not plan.privacy.private:
+        require_no_bound(ledger.budget)
         return Use(0.0, 1.0, 1, "embedding")
-    (planned, *_) = _embedding(plan, 1)
+    (planned,) = _embedding(plan, 1)
     noise, terms, ceiling = planned.noise_multiplier, plan.privacy, _ceiling(planned)
-    once = _histogram(ledger, plan, run_id)
-    before = [use for use in ledger.history(run_id) if use.purpose == "embedding"]
+    before = ledger.history(run_id)  # whatever the run used counts, be it attempts or not
     target = (_share(plan) * terms.epsilon, terms.delta)
-    if epsilon([*before, *once, planned], terms.delta, terms.accountant) > target[0]:
+    if epsilon([*before, planned], terms.delta, terms.accountant) > target[0]:
         try:
-            noise = calibrate([*before, *once], (1.0, 1), target, terms.accountant, ceiling)
+            noise = calibrate(before, (1.0, 1), target, terms.accountant, ceiling)
         except BudgetError as err:
             raise BudgetError(
                 f"{len(before)} attempts at the release are spent, and with another one it would "
                 f"cost more than release.embedding.share allows, epsilon {target[0]:.4g}: plan "
                 "more release.embedding.spare_attempts"
             ) from err
-    spent = [*ledger.history(), *once]
-    noise = within_budget(ledger.budget, spent, Use(noise, 1.0, 1, "embedding"), ceiling)
-    return Use(noise, 1.0, 1, "embedding")
+    noise = within_budget(ledger.budget, ledger.history(), Use(noise, 1.0, 1), ceiling)
+    use = Use(noise, 1.0, 1, "embedding")
+    if plan.training.rounds:
+        _require_rounds(ledger, site, plan, run_id, use)
+    return use
+
+
+def _require_before_rounds(ledger: Ledger, run_id: str) -> None:
+    """Refuse a release of a run that trains: rounds leave no room for one that is to come."""
+    if any(use.purpose != "embedding" for use in ledger.history(run_id)):
+        raise PrivacyError(
+            f"run {run_id}: a release is asked for after the run's rounds have begun, and "
+            "privacy.epsilon bears it before the first round only; start another run"
+        )
+
+
+def _require_rounds(ledger: Ledger, site: Site, plan: Plan, run_id: str, release: Use) -> None:
+    """Refuse a release after which the site would have to refuse the first round."""
+    try:
+        _noise(ledger, site, plan, run_id, (release,))
+    except BudgetError as err:
+        raise BudgetError(
+            f"nothing is released, as the rounds after it would be refused: with the release, {err}"
+        ) from err
+
+
+def require_no_bound(budget: Budget) -> None:
+    """Refuse (BudgetError) a plan without noise where the operator set a finite budget."""
+    if not math.isinf(budget.epsilon):
+        raise BudgetError(
+            f"privacy.epsilon = inf trains without noise, but the budget is {budget.epsilon:g}"
+        )
 
 
 def release_noise(plan: Plan) -> float:
@@ -108,14 +141,14 @@ def _histogram_of(plan: Plan) -> tuple[Use, ...]:
 def _embedding(plan: Plan, attempts: int) -> tuple[Use, ...]:
     """So many attempts at the release of a private plan; empty if it has none.
 
-    One and the spare ones cost, with the label histogram, the release's share of the target.
+    One and the spare ones cost the release's share of the target.
     """
     embedding, terms = plan.release.embedding, plan.privacy
     if embedding is None:
         return ()
     target = (embedding.share * terms.epsilon, terms.delta)
     planned = (1.0, 1 + embedding.spare_attempts)
-    sigma = calibrate(_histogram_of(plan), planned, target, terms.accountant)
+    sigma = calibrate((), planned, target, terms.accountant)
     return (Use(sigma, 1.0, attempts, "embedding"),)
 
 
@@ -129,7 +162,10 @@ def _ceiling(planned: Use) -> float:
 
 
 def _noise(ledger: Ledger, site: Site, plan: Plan, run_id: str, once: tuple[Use, ...]) -> float:
-    """The run's own noise, or a larger one if interruptions or other runs ate the room."""
+    """The run's own noise, or a larger one if interruptions or other runs ate the room.
+
+    What is used ``once`` beside the rounds, and is not in the ledger yet, counts as spent.
+    """
     terms, training = plan.privacy, plan.training
     rate, per_round = site.sample_rate(plan), training.steps_per_round
     own = ledger.history(run_id)

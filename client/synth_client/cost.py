@@ -5,11 +5,10 @@ Read from the ledger and from public declarations; no image is opened.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from synth_client.charge import MOST_GROWTH, plan_uses, within_budget
+from synth_client.charge import MOST_GROWTH, plan_uses, require_no_bound, within_budget
 from synth_client.site import read_settings
 from synth_common.errors import BudgetError
 from synth_common.plan import Plan
@@ -21,15 +20,12 @@ def cost_of(plan: Plan, directory: Path) -> str:
     """What a plan would cost the site in ``directory``, in one sentence.
 
     Raises:
-        BudgetError: No budget is set.
+        BudgetError: No budget is set, or one that a plan without noise breaks.
     """
     with Ledger.read(directory / "ledger.sqlite") as ledger:
         budget, history = ledger.budget, ledger.history()
     if not plan.privacy.private:
-        if not math.isinf(budget.epsilon):
-            raise BudgetError(
-                f"privacy.epsilon = inf trains without noise, but the budget is {budget.epsilon:g}"
-            )
+        require_no_bound(budget)
         return "WITHOUT NOISE: no privacy is promised"
     nominal = read_settings(directory)["nominal_patients"]
     rate = min(1.0, plan.training.patients_per_step / nominal)
@@ -80,7 +76,7 @@ def _fate(spent: Sequence[Use], use: Use, budget: Budget) -> str:
     try:
         noise = within_budget(budget, spent, use, MOST_GROWTH * use.noise_multiplier)
     except BudgetError:
-        return ". It does NOT FIT: its rounds will be refused unless the budget is raised"
+        return ". It does NOT FIT: the site will refuse it unless the budget is raised"
     if noise == use.noise_multiplier:
         return ""
     return f". To stay within it the site will add more noise, about {noise:.3f}"

@@ -14,6 +14,7 @@ import numpy as np
 
 from synth_common.errors import DataError
 from synth_common.evaluation.config import EvaluationConfig
+from synth_common.images.drawn import drawn_images as drawn_images  # known by this name here, too
 from synth_common.images.imageset import ImageSet
 from synth_common.randomness import derive_seed
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from synth_client.site import Site
     from synth_common.generators import Generator
-    from synth_common.plan import GeneratorPlan, Plan
+    from synth_common.plan import Plan
 
 _BATCH = 128
 
@@ -128,13 +129,3 @@ def sample_images(generator: Generator, labels: np.ndarray, seed: int) -> ImageS
     shape = (0, generator.out_channels, size, size)
     drawn = np.concatenate(parts) if parts else np.zeros(shape, dtype=np.float32)
     return drawn_images(generator.plan, drawn, labels)
-
-
-def drawn_images(plan: GeneratorPlan, drawn: np.ndarray, labels: np.ndarray) -> ImageSet:
-    """What a generator drew, (N, channels and mask, H, W), as images and masks."""
-    return ImageSet(
-        images=np.clip(drawn[:, : plan.channels], 0.0, 1.0),
-        labels=labels,
-        class_names=plan.classes,
-        masks=(drawn[:, -1] > 0.5).astype(np.uint8) if plan.with_mask else None,
-    )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -46,7 +46,7 @@ class ReleaseRequest:
 
     Attributes:
         run_id: The run.
-        attempt: From 1; each attempt is answered once.
+        attempt: From 1, and each is answered once; 0 in a roll-call.
         participants: Sites whose vectors are added up, sorted.
         plan: The plan the server speaks of; must be one that the operator approved.
         anchor: The ledger entry that the server saw last of this site; None before it saw one.
@@ -71,22 +71,30 @@ class ReleaseRequest:
         return self.plan.privacy.trust_model == "secure-aggregation"
 
 
-def ready(site: Site, plan: Plan, run_id: str) -> Outgoing:
+def ready(site: Site, plan: Plan, run_id: str, anchor: str | None = None) -> Outgoing:
     """The answer to a roll-call: the site's name, if it could take part in a release now.
 
-    Free: nothing is reserved, and no image is looked at.
+    Free: nothing is reserved, and no image is looked at. The checks are those of an attempt.
+    A roll-call names no participants: under secure aggregation they are taken to be all
+    enrolled sites, so that an attempt is refused for another one only if the site does not
+    know it.
+
+    Args:
+        site: The site.
+        plan: The plan the server speaks of.
+        run_id: The run.
+        anchor: As in :class:`ReleaseRequest`.
 
     Raises:
         PlanError, PrivacyError, BudgetError, LedgerError: Why it could not.
     """
-    _settings(plan)
     with Ledger.read(site.ledger_path) as ledger:
-        require_approved(ledger, plan)
-        require_keepable(site, plan, ledger.budget)
-        planned_release(ledger, plan, run_id)
-    if plan.privacy.trust_model == "secure-aggregation":
-        load_key(site.directory)
-        load_peers(site.directory)
+        request = ReleaseRequest(run_id, 0, (site.name,), plan, anchor)
+        embedding = _allowed(ledger, site, request)
+        if request.masked:
+            enrolled = sorted({site.name, *load_peers(site.directory)})
+            request = replace(request, participants=tuple(enrolled))
+        _prepared(ledger, site, request, embedding)
     return acknowledge({"site": site.name})
 
 
@@ -94,29 +102,23 @@ def release_embedding(site: Site, request: ReleaseRequest) -> Outgoing:
     """One attempt at the release; returns what may leave.
 
     Raises:
-        PlanError: The operator approved no such plan, or it has no release.
+        PlanError: The operator approved no such plan, it has no release, or the run was begun
+            under another one.
         AttemptSpentError: The attempt was begun before, and its reply is lost or answered
             another request.
         PrivacyError: The request cannot be met without breaking the promise.
-        BudgetError: The site's budget or the release's share of the target is spent.
+        BudgetError: The site's budget, or the release's share of the target, does not bear it
+            or the rounds after it.
         LedgerError, LedgerHeldError: The ledger does not verify, or is in use.
         StorageError: The disk refused.
     """
     plan, outbox, key = request.plan, Outbox(site), request.key
     with Ledger.hold(site.ledger_path) as ledger:
-        if request.anchor is not None:
-            ledger.require(request.anchor)
-        require_approved(ledger, plan)
-        require_run_id(request.run_id)
-        require_keepable(site, plan, ledger.budget)
-        ledger.require_one_plan(key)
-        _settings(plan)  # refuses a plan without a release before anything is charged
-        embedding = build_embedding(plan.generator)
+        embedding = _allowed(ledger, site, request)
         stored = outbox.paid(ledger, key)
         if stored is None:
             _require_fresh(ledger, request)
-            use = planned_release(ledger, plan, request.run_id)
-            mask = _mask(site, request, embedding, use)  # before the charge: it may be refused
+            use, mask = _prepared(ledger, site, request, embedding)
             reservation = ledger.reserve(key, (use,), plan.privacy.unit)
             made = _use(site, request, reservation, (embedding, mask))
             made = _released(made, {}, request, embedding)
@@ -125,6 +127,26 @@ def release_embedding(site: Site, request: ReleaseRequest) -> Outgoing:
             made, reservation = stored
         values = _values(ledger, site, request, (reservation, embedding))
     return _released(made, values, request, embedding)
+
+
+def _allowed(ledger: Ledger, site: Site, request: ReleaseRequest) -> Embedding:
+    """What the plan releases; refuses who may not ask for it, and a site that cannot keep it."""
+    if request.anchor is not None:
+        ledger.require(request.anchor)
+    require_approved(ledger, request.plan)
+    require_run_id(request.run_id)
+    require_keepable(site, request.plan, ledger.budget)
+    ledger.require_one_plan(request.key)
+    _settings(request.plan)
+    return build_embedding(request.plan.generator)
+
+
+def _prepared(
+    ledger: Ledger, site: Site, request: ReleaseRequest, embedding: Embedding
+) -> tuple[Use, Words | None]:
+    """All that a new attempt needs before it is charged; refuses what would fail after that."""
+    use = planned_release(ledger, site, request.plan, request.run_id)
+    return use, _mask(site, request, embedding, use)
 
 
 def _settings(plan: Plan) -> EmbeddingPlan:
@@ -164,6 +186,11 @@ def _terms(request: ReleaseRequest, embedding: Embedding) -> NoiseTerms:
     return NoiseTerms(release_noise(plan), embedding.size, grid, sites, settings.colluders)
 
 
+def _sites(request: ReleaseRequest) -> int:
+    """Vectors in the sum: those named, and never fewer than a sum is made of."""
+    return max(len(request.participants), request.plan.release_sites)
+
+
 def _mask(site: Site, request: ReleaseRequest, embedding: Embedding, use: Use) -> Words | None:
     """The site's masks, None without secure aggregation; refuses what cannot be met.
 
@@ -173,7 +200,7 @@ def _mask(site: Site, request: ReleaseRequest, embedding: Embedding, use: Use) -
     terms.require_negligible(request.plan.privacy.delta)
     deviation = math.sqrt(terms.variance(use.noise_multiplier))
     most = float(_MORE_THAN_DECLARED * site.nominal_patients)
-    terms.grid.require_room(most, deviation, len(request.participants))
+    terms.grid.require_room(most, deviation, _sites(request))
     context = MaskContext(
         request.run_id, request.attempt, request.participants, request.plan.digest()
     )

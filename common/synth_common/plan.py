@@ -78,7 +78,7 @@ class GeneratorPlan(StrictModel):
     critic_bound: Positive = 1.0
     canaries: Annotated[int, Field(ge=0, le=100_000)] = 0
     site_normalisation: bool = False
-    frequencies: Annotated[int, Field(ge=1, le=32)] = 12
+    frequencies: Annotated[int, Field(ge=2, le=32)] = 12
     pixel_centre: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     pixel_radius: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
@@ -232,7 +232,7 @@ class EmbeddingPlan(StrictModel):
 
 
 class ReleasePlan(StrictModel):
-    """What a site releases once, apart from the generator.
+    """What a site releases once, apart from the generator: one of these, or nothing.
 
     ``label_histogram`` is the noise multiplier of a histogram of labels in which every
     patient counts once, charged like everything else and sent with the first round; None
@@ -257,7 +257,7 @@ _MOST_FEATURES = 1024
 def _features(generator: GeneratorPlan) -> int:
     """Coefficients of an image that a release describes."""
     channels = generator.channels + int(generator.with_mask)
-    return int(channels * min(generator.frequencies, generator.size) ** 2)
+    return int(channels * generator.frequencies**2)
 
 
 class Plan(StrictModel):
@@ -293,10 +293,11 @@ class Plan(StrictModel):
                 "release.embedding.share = 1, which leaves no budget; set rounds = 0, or a smaller "
                 "share"
             )
-        if rounds == 0 and self.release.label_histogram is not None:
+        if embedding is not None and self.release.label_histogram is not None:
             raise ValueError(
-                "release.label_histogram leaves with the first round, and training.rounds = 0: "
-                "leave it out; the embedding holds the classes' counts"
+                f"release.label_histogram = {self.release.label_histogram:g}: release.embedding "
+                "already holds the classes' counts, so a histogram would be paid for and never "
+                "used; leave label_histogram out"
             )
         if self.privacy.trust_model == "secure-aggregation" and embedding is None:
             raise ValueError(
@@ -330,10 +331,22 @@ class Plan(StrictModel):
                 f"generator.canaries = {self.generator.canaries}: canaries ride in training "
                 "rounds, and training.rounds = 0"
             )
-        if embedding is not None and _features(self.generator) > _MOST_FEATURES:
+        return self
+
+    @model_validator(mode="after")
+    def _frequencies_fit_release(self) -> Plan:
+        chosen, size = self.generator.frequencies, self.generator.size
+        if self.release.embedding is None:
+            return self
+        if chosen >= size:
             raise ValueError(
-                f"generator.frequencies = {self.generator.frequencies}: "
-                f"{_features(self.generator)} features of an image, most are {_MOST_FEATURES}"
+                f"generator.frequencies = {chosen}: a release describes finer detail than these "
+                f"by its strength, and generator.size = {size} leaves none; set fewer than {size}"
+            )
+        if _features(self.generator) > _MOST_FEATURES:
+            raise ValueError(
+                f"generator.frequencies = {chosen}: {_features(self.generator)} features of an "
+                f"image, most are {_MOST_FEATURES}; set fewer"
             )
         return self
 

@@ -10,6 +10,7 @@ import torch
 from synth_common.generators import Generator
 from synth_common.generators.embedding import Released
 from synth_common.generators.moments import MomentGenerator
+from synth_common.images.drawn import drawn_images
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import Plan
 from synth_common.privacy.public_training import train_openly
@@ -50,10 +51,4 @@ def _drawn(teacher: MomentGenerator, released: Released, plan: Plan, seed: int) 
     labels = np.arange(_IMAGES, dtype=np.int64) % released.embedding.classes
     seeds = [derive_seed(seed, "teacher", i) for i in range(_IMAGES)]
     pictures = teacher.sample(torch.from_numpy(labels), seeds).numpy()
-    channels, masked = plan.generator.channels, plan.generator.with_mask
-    return ImageSet(
-        images=np.ascontiguousarray(pictures[:, :channels]),
-        labels=labels,
-        class_names=plan.generator.classes,
-        masks=(pictures[:, channels] >= 0.5).astype(np.uint8) if masked else None,
-    )
+    return drawn_images(plan.generator, pictures, labels)

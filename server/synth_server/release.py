@@ -1,10 +1,10 @@
 """The release before the first round: one message of every site, and of them the sum alone.
 
-First a roll-call, which costs nothing: sites that could not take part are left out before
-anyone is charged. Then one attempt: every participant sends its noisy vector, and the
+First a roll-call, which costs nothing: sites that know already that they cannot take part are left
+out before anyone is charged. Then one attempt: every participant sends its noisy vector, and the
 vectors are added up as they come. Under secure aggregation a sum with a vector missing is
 noise, so an attempt that loses a site is given up and another one made, with fresh masks and
-fresh noise, without that site. Sites are charged for every attempt that they answered.
+fresh noise, without that site. Sites are charged for every attempt that they began.
 """
 
 from __future__ import annotations
@@ -41,6 +41,15 @@ class _Round:
     bytes_up: int = 0
 
 
+@dataclass
+class _Effort:
+    """What all attempts took."""
+
+    began: float
+    messages: int = 0
+    bytes_up: int = 0
+
+
 class Releasing:
     """Asks the sites for a release until one attempt is whole.
 
@@ -73,24 +82,31 @@ class Releasing:
         """The sum, and what it took.
 
         An attempt that an earlier process left unfinished is asked for once more, as it was:
-        who answered it already answers again for nothing.
+        who answered it already answers again for nothing. A site may find a new number used
+        up once, by an attempt that the coordinator forgot; at the second it is left out.
 
         Raises:
             FederationError: Fewer sites than the sum needs; names every failed one.
         """
-        began = time.perf_counter()
+        effort = _Effort(time.perf_counter())
         lost: set[str] = set()
+        excused: set[str] = set()
         attempt = self._book.unfinished(set(self._nodes))
-        sent = 0
         while True:
+            new = attempt is None
             attempt = attempt or self._next(lost)
             self._book.add(attempt)
             made = self._ask(attempt)
-            sent += len(attempt.participants)
+            effort.messages += len(attempt.participants)
+            effort.bytes_up += made.bytes_up
             if self._whole(made):
-                return self._release(attempt, made, sent, time.perf_counter() - began)
+                return self._release(attempt, made, effort)
             # A site that began the attempt before is there; it is the number that is used up.
-            lost |= {failure.site for failure in made.failures if failure.code != _SPENT}
+            used_up = {failure.site for failure in made.failures if failure.code == _SPENT}
+            lost |= {failure.site for failure in made.failures} - used_up
+            if new:
+                lost |= used_up & excused
+                excused |= used_up
             attempt = None
 
     def _next(self, lost: set[str]) -> Attempt:
@@ -164,15 +180,26 @@ class Releasing:
         header, values = messages.header_of(message), messages.values_in(message)
         if header != self._header or values.get("attempt") != attempt.number:
             raise DataError(f"a reply of {header}, attempt {values.get('attempt')}")
-        share = values.get("noise_share")
-        if values.get("site") != name or not isinstance(share, float) or not share >= 0.0:
-            raise DataError("the reply names another site, or no noise")
+        if values.get("site") != name:
+            raise DataError("the reply names another site")
         arrays = messages.statistics_in(message)
         made.bytes_up += arrays.count_bytes()
+        # More noise than the grid has room for, no honest site adds.
+        most = self._lattice.room(len(attempt.participants)) / self._lattice.scale
+        self._require_noise(values, "noise_share", most)
+        self._require_noise(values, "noise_multiplier", math.inf)
         made.total.add(self._words(state_of(arrays, empty=True)))
         made.replies[name] = values
         if values.get("ledger_head"):
             self._strategy.memory.heads[name] = str(values["ledger_head"])
+
+    def _require_noise(self, values: messages.Values, name: str, most: float) -> None:
+        """Refuse (DataError) what is no amount of noise, or none where the plan is private."""
+        value = values.get(name)
+        if not isinstance(value, float) or not math.isfinite(value) or not 0.0 <= value <= most:
+            raise DataError(f"{name} is no finite number from 0 to {most:.4g}")
+        if self._plan.privacy.private and value == 0.0:
+            raise DataError(f"{name} = 0: the plan is private, and asks for noise")
 
     def _words(self, state: dict[str, Tensor]) -> np.ndarray:
         """The vector of a reply; refuses (DataError) any other."""
@@ -199,7 +226,7 @@ class Releasing:
             f"{self._plan.release_sites}. Failed: {named}"
         )
 
-    def _release(self, attempt: Attempt, made: _Round, sent: int, seconds: float) -> Release:
+    def _release(self, attempt: Attempt, made: _Round, effort: _Effort) -> Release:
         """The finished release."""
         shares = _numbers(made.replies, "noise_share")
         return Release(
@@ -209,10 +236,10 @@ class Releasing:
             attempts=attempt.number,
             noise_shares=shares,
             noise_multipliers=_numbers(made.replies, "noise_multiplier"),
-            sigma=math.sqrt(sum(share**2 for share in shares.values())),
-            messages=sent,
-            bytes_up=made.bytes_up,
-            seconds=seconds,
+            sigma=math.hypot(*shares.values()),
+            messages=effort.messages,
+            bytes_up=effort.bytes_up,
+            seconds=time.perf_counter() - effort.began,
         )
 
     def _fail(self, site: str, code: str, reason: str) -> None:
@@ -221,4 +248,4 @@ class Releasing:
 
 def _numbers(replies: dict[str, messages.Values], name: str) -> dict[str, float]:
     """One public value of every reply, by site in order of names."""
-    return {site: float(replies[site].get(name, math.nan)) for site in sorted(replies)}
+    return {site: float(replies[site][name]) for site in sorted(replies)}

@@ -38,7 +38,7 @@ class Release:
         noise_multipliers: What each site was charged for one attempt.
         sigma: Standard deviation of the noise in the sum, per coordinate.
         messages: Requests sent, roll-calls apart.
-        bytes_up: Bytes of the vectors in the sum.
+        bytes_up: Bytes of the vectors received, over all attempts.
         seconds: What all attempts took.
     """
 

@@ -17,7 +17,7 @@ from synth_common.errors import ConfigError, Interrupted, StorageError, Synthwar
 from synth_common.facts import Fact, FactLog, read_facts
 from synth_common.privacy.accounting import Use, epsilon
 from synth_sim.compare_rows import last_facts, row_fact, summary_facts
-from synth_sim.recipes import overrides_of
+from synth_sim.recipes import recipe_of
 from synth_sim.scenario import Scenario, load_scenario
 
 _SOURCE = "synth_sim.compare.run_comparison"
@@ -33,7 +33,8 @@ class CompareOptions:
         out: Directory; one sub-directory per run.
         generators: Families, or names of :data:`synth_sim.recipes.RECIPES`.
         epsilons: Budgets as text; ``inf`` trains without privacy.
-        overrides: Further ``section.key=value`` for every run.
+        overrides: Further ``section.key=value`` for every run; they overrule a recipe's defaults,
+            but neither what makes it what it is nor the budget.
         seeds: Every combination runs once with each; empty for the scenario's own seed.
         resume: Keep finished runs, continue interrupted ones.
         command: Command line, for the report.
@@ -127,7 +128,14 @@ def _cases(options: CompareOptions) -> list[_Case]:
     cases: dict[str, _Case] = {}
     combinations = product(options.generators, options.epsilons, options.seeds or (None,))
     for generator, budget, seed in combinations:
-        wanted = (*options.overrides, *overrides_of(generator), f"privacy.epsilon={budget}")
+        recipe = recipe_of(generator)
+        for override in options.overrides:
+            if override.startswith("generator.family=") and override not in recipe.settings:
+                raise ConfigError(
+                    f"--set {override}: a run called {generator} is not of that family; choose "
+                    "families by --generators"
+                )
+        wanted = (*recipe.overrides(options.overrides), f"privacy.epsilon={budget}")
         scenario = load_scenario(options.scenario, wanted, seed)
         name = f"{generator}-eps{scenario.privacy.epsilon:g}"
         if len(options.seeds) > 1:

@@ -138,16 +138,22 @@ def _attack_columns(facts: Sequence[Fact]) -> dict[str, Any]:
 
 
 def _cost_columns(facts: Sequence[Fact]) -> dict[str, Any]:
-    """Seconds, memory, bytes sent and rounds."""
+    """Seconds, memory, bytes sent and rounds.
+
+    Bytes are those of tensors: models to the sites and back in every round, and every vector
+    that came for the release, whose requests hold none.
+    """
     seconds = {f.detail.get("phase"): f.value for f in facts if f.name == "run.seconds"}
     rounds = {f.round: f.value for f in facts if f.name == "federation.round"}
+    released = last_facts(facts, "release.embedding")
     peak = [f.value for f in facts if f.name == "run.peak_memory_bytes"]
     ended = [f.value for f in facts if f.name == "run.rounds"]
     return {
         "seconds": seconds.get("total"),
         "training_seconds": seconds.get("training"),
         "peak_memory_bytes": peak[-1] if peak else None,
-        "bytes_sent": sum(v["bytes_down"] + v["bytes_up"] for v in rounds.values()),
+        "bytes_sent": sum(v["bytes_down"] + v["bytes_up"] for v in rounds.values())
+        + sum(f.value["bytes_up"] for f in released),
         "rounds": ended[-1]["completed"] if ended else None,
     }
 

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import RootModel
@@ -25,6 +25,9 @@ from synth_common.plan import validate
 from synth_common.randomness import derive_seed
 from synth_sim.prepare import image_target, load_private
 from synth_sim.scenario import Scenario
+
+if TYPE_CHECKING:
+    from synth_common.generators import Generator
 
 _SOURCE = "synth_sim.pretrain.pretrain"
 _PHANTOMS = 2000
@@ -73,7 +76,8 @@ def pretrain(scenario: Scenario, public: str, steps: int, out: Path) -> Pretrain
             ``NAME.facts.jsonl``.
 
     Raises:
-        ConfigError: An unknown source, an impossible number of steps, or ``out`` exists.
+        ConfigError: An unknown source, an impossible number of steps, ``out`` exists, or the
+            scenario's family does not learn from images.
         PrivacyError: The source is one of the scenario's private ones, or shares an image.
         DataError: A source cannot be used.
         StorageError: The disk refuses.
@@ -87,12 +91,13 @@ def pretrain(scenario: Scenario, public: str, steps: int, out: Path) -> Pretrain
         raise ConfigError(f"--steps {steps}: must be 1 to {_MOST}")
     if out.suffix != ".safetensors" or out.exists():
         raise ConfigError(f"--out {out}: give a new file that ends in .safetensors")
+    generator = _trainable(scenario)
     config = _source(scenario, public)
     _refuse_private(scenario, config)
     images = load_source(config, image_target(scenario), scenario.data_root()).images
     if not isinstance(config, PhantomSource) or not _all_drawn(scenario):
         _refuse_shared(scenario, config.name, images)
-    state = _train(scenario, images, steps)
+    state = _train(generator, scenario, images, steps)
     ordered = {name: state[name].contiguous() for name in sorted(state)}
     made = Pretrained(out, state_digest(ordered), f"{config.name} ({config.licence})"[:500])
     replace_bytes(out, save(ordered))
@@ -200,13 +205,26 @@ def _bare(images: ImageSet) -> ImageSet:
     return ImageSet(images.images, images.labels, images.class_names)
 
 
-def _train(scenario: Scenario, images: ImageSet, steps: int) -> dict[str, Any]:
-    """The travelling state after ``steps`` steps without clip and noise."""
+def _trainable(scenario: Scenario) -> Generator:
+    """The scenario's generator, fresh; refused (ConfigError) if images teach it nothing."""
     from synth_common.generators import build_generator
     from synth_common.generators.tuning import untuned
+    from synth_common.privacy.public_training import require_trainable
+
+    generator = build_generator(untuned(scenario.generator), _seed(scenario))
+    require_trainable(generator)
+    return generator
+
+
+def _train(
+    generator: Generator, scenario: Scenario, images: ImageSet, steps: int
+) -> dict[str, Any]:
+    """The travelling state after ``steps`` steps without clip and noise."""
     from synth_common.privacy.public_training import train_openly
 
-    seed = derive_seed(scenario.seed, "pretraining")
-    generator = build_generator(untuned(scenario.generator), seed)
-    train_openly(generator, images, scenario.training, steps, seed)
+    train_openly(generator, images, scenario.training, steps, _seed(scenario))
     return generator.shared_state()
+
+
+def _seed(scenario: Scenario) -> int:
+    return derive_seed(scenario.seed, "pretraining")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from synth_client.charge import release_noise
 from synth_common.facts import Fact, Scope
 from synth_common.flower import Grid
 from synth_common.generators.embedding import Released
+from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, epsilon
+from synth_common.privacy.discrete_gaussian import ROUNDING_VARIANCE
+from synth_common.privacy.ledger import Ledger
 from synth_common.privacy.secure_sum import Grid as Lattice
 from synth_common.privacy.secure_sum import NoiseTerms
 from synth_common.randomness import derive_seed
@@ -91,18 +97,49 @@ def _facts(run: Federation, kept: Release, learning: float) -> list[Fact]:
 def _prices(run: Federation, kept: Release) -> dict[str, float]:
     """Epsilon of the release alone, as charged and if all other sites collude.
 
-    Both for the site with the least noise, and as if it had answered every attempt.
+    Both of the site that paid most, over every attempt in its ledger: a site whose budget is
+    small charges a later attempt with more noise than the ones before. Alone, a site is hidden
+    by the noise that it added itself.
     """
-    terms, settings = run.scenario.privacy, run.scenario.release.embedding
+    plan = run.scenario.plan
+    terms, settings = plan.privacy, plan.release.embedding
     if settings is None or not terms.private:
-        return {"epsilon": float("inf"), "epsilon_if_all_others_collude": float("inf")}
+        return {"epsilon": math.inf, "epsilon_if_all_others_collude": math.inf}
+    charged, alone = [], []
+    for site in run.sites:
+        uses = _uses(site.ledger_path, run.scenario.run_id())
+        # In the last attempt all sites in the sum shared the noise; before it at most all there
+        # are did, and the more share it, the less each adds.
+        last = kept.attempts if site.name in kept.sites else None
+        own = [
+            _alone(plan, use, kept, len(kept.sites if number == last else run.sites))
+            for number, use in uses
+        ]
+        charged.append(epsilon([use for _, use in uses], terms.delta, terms.accountant))
+        alone.append(epsilon(own, terms.delta, terms.accountant))
+    return {"epsilon": max(charged), "epsilon_if_all_others_collude": max(alone)}
+
+
+def _uses(ledger_path: Path, run_id: str) -> list[tuple[int, Use]]:
+    """A site's attempts at the release, answered or not: number and charge of each."""
+    with Ledger.read(ledger_path) as ledger:
+        return [
+            (made.key.attempt, use)
+            for made in ledger.reservations(run_id)
+            for use in made.uses
+            if use.purpose == "embedding"
+        ]
+
+
+def _alone(plan: Plan, use: Use, kept: Release, sites: int) -> Use:
+    """An attempt among ``sites`` if all others tell what they added; no cheaper than charged."""
+    settings = plan.release.embedding
+    masked = plan.privacy.trust_model == "secure-aggregation"
+    if settings is None or not masked:
+        return use
     grid = Lattice(settings.scale_bits, settings.modulus_bits)
-    unit = NoiseTerms(1.0, len(kept.vector), grid).sensitivity / grid.scale
-    prices = {}
-    for name, noises in (
-        ("epsilon", kept.noise_multipliers.values()),
-        ("epsilon_if_all_others_collude", [s / unit for s in kept.noise_shares.values()]),
-    ):
-        uses = [Use(min(noises), 1.0, kept.attempts, "embedding")]
-        prices[name] = epsilon(uses, terms.delta, terms.accountant)
-    return prices
+    noise = release_noise(plan)
+    terms = NoiseTerms(noise, len(kept.vector), grid, sites, settings.colluders)
+    variance = max(0, terms.variance(use.noise_multiplier) - ROUNDING_VARIANCE)
+    own = math.sqrt(variance) / terms.sensitivity
+    return Use(min(use.noise_multiplier, own), 1.0, use.steps, use.purpose)

@@ -26,9 +26,15 @@ _FALL = 3.0
 radiographs (Burgess, Jacobson & Judy 2001)."""
 _FLOOR = 0.05
 """Least variance of a direction, relative to what is expected of it."""
+_PROJECTIONS = 20
+_CLOSE = 1e-3
 _SMALLEST_GROUP = 8
 _GROWTH = 1.5
 _TINY = 1e-30
+_TO_MEANS = 1.0 / (math.sqrt(2.0) * CONSTANT)
+"""Noise in a class's means, in that of a coordinate of the sum over the class's count."""
+_TO_PRODUCTS = 1.0 / math.sqrt(2.0)
+"""The same in its products off the diagonal."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,6 @@ class Gaussians:
     def of(self, like: Tensor) -> Gaussians:
         """One for each of the int64 indices."""
         return Gaussians(self.mean[like], self.factor[like], self.detail)
-
-
-_TO_MEANS = 1.0 / (math.sqrt(2.0) * CONSTANT)
-_TO_PRODUCTS = 1.0 / math.sqrt(2.0)
-"""Noise in a class's means and products, in that of one coordinate over the class's count."""
 
 
 def cleaned_gaussians(sums: Sums, sigma: float, embedding: Embedding) -> Gaussians:
@@ -175,10 +176,36 @@ def _clean_covariance(found: Tensor, expected: Tensor, level: Tensor, variances:
     signal = 0.5 * variances.square()
     pull.diagonal().copy_(beyond.diagonal() * signal / (signal + 2.0 * level.square() + _TINY))
     scale = variances.sqrt()
-    whole = (expected + pull) / scale[:, None] / scale[None]
-    values, vectors = torch.linalg.eigh(whole)
+    whole = _nearest_definite((expected + pull) / scale[:, None] / scale[None])
+    return whole * scale[:, None] * scale[None]
+
+
+def _nearest_definite(whole: Tensor) -> Tensor:
+    """Near ``whole`` (d, d), with its diagonal and no eigenvalue below ``_FLOOR``.
+
+    Alternating projections with Dykstra's correction (Higham 2002, algorithm 3.3). Raising the
+    negative eigenvalues alone would raise the variances, and make the picture of noise.
+    """
+    diagonal = whole.diagonal().clamp(min=_FLOOR)
+    found, correction = whole.clone(), torch.zeros_like(whole)
+    for _ in range(_PROJECTIONS):
+        wanted = found - correction
+        definite = _floored(wanted)
+        correction = definite - wanted
+        found = definite.clone()
+        found.diagonal().copy_(diagonal)
+        if (found - definite).norm() <= _CLOSE * diagonal.norm():
+            break
+    definite = _floored(found)
+    shrink = (diagonal / definite.diagonal()).clamp(max=1.0).sqrt()
+    return definite * shrink[:, None] * shrink[None]
+
+
+def _floored(symmetric: Tensor) -> Tensor:
+    """``symmetric`` with eigenvalues of at least ``_FLOOR``."""
+    values, vectors = torch.linalg.eigh(symmetric)
     definite: Tensor = (vectors * values.clamp(min=_FLOOR)) @ vectors.T
-    return definite * scale[:, None] * scale[None]
+    return definite
 
 
 def _wiener_by_size(found: Tensor, level: Tensor, size: Tensor) -> Tensor:
