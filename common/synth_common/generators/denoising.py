@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from synth_common.generators.embedding import CONSTANT, Embedding, Sums, rings
 
 _SIGNIFICANT = 2.5
-"""A variance is believed from this many standard errors of the noise on."""
+"""A variance is believed from this many of its standard errors on."""
 _FALL = 3.0
 """Exponent of the power spectrum beyond what is seen: about 2 in photographs (Field 1987), 3 in
 radiographs (Burgess, Jacobson & Judy 2001)."""
@@ -143,13 +144,24 @@ def _spectrum(diagonal: Tensor, bands: Tensor, noise: Tensor, embedding: Embeddi
 
 
 def _interpolated(cells: list[tuple[Tensor, Tensor, Tensor]], ring: Tensor) -> Tensor:
-    """Variances at ``ring`` from (frequency, variance, standard error) at some."""
-    believed = sorted((f.item(), v.item()) for f, v, e in cells if v > _SIGNIFICANT * e + _TINY)
-    if not believed:
-        frequency, variance, error = cells[0]
-        believed = [(frequency.item(), max(variance.item(), error.item(), _TINY))]
-    at, values = np.log(np.array(believed)).T
-    values = np.minimum.accumulate(values)
+    """Variances at ``ring`` from (frequency, variance, standard error) at some.
+
+    Cells that noise makes rise are averaged, the surer ones counting more, until none rises: an
+    isotonic regression. A single cell that noise lifted would otherwise lift all before it.
+    """
+    frequency, found, error = np.array(sorted(tuple(map(float, cell)) for cell in cells)).T
+    weights = 1.0 / (error + _TINY) ** 2
+    weights /= weights.max()
+    fitted = isotonic_regression(found, weights=weights, increasing=False)
+    at, values = [], []
+    for start, end in pairwise(fitted.blocks):
+        block = slice(start, end)
+        sure = _SIGNIFICANT / math.sqrt(float((1.0 / (error[block] + _TINY) ** 2).sum()))
+        if fitted.x[start] > sure:
+            at.append(float(np.average(np.log(frequency[block]), weights=weights[block])))
+            values.append(math.log(fitted.x[start]))
+    if not at:
+        at, values = [math.log(frequency[0])], [math.log(max(found[0], error[0], _TINY))]
     wanted = ring.clamp(min=1.0).log().numpy()
     inside = np.interp(wanted, at, values)
     beyond = np.maximum(wanted - at[-1], 0.0) + np.minimum(wanted - at[0], 0.0)
