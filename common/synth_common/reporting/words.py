@@ -8,6 +8,7 @@ from typing import Final
 FAMILIES: Final[Mapping[str, str]] = {
     "vae": "variational autoencoder (VAE)",
     "gan": "generative adversarial network (GAN)",
+    "embedding": "model of class means and covariances (embedding)",
 }
 
 TRAINED_ON: Final[Mapping[str, str]] = {
