@@ -9,7 +9,12 @@ from pydantic import ValidationError
 
 from synth_common.errors import TrainingError
 from synth_common.generators import build_generator
-from synth_common.generators.denoising import _clean_covariance, _spectrum, cleaned_gaussians
+from synth_common.generators.denoising import (
+    _clean_covariance,
+    _interpolated,
+    _spectrum,
+    cleaned_gaussians,
+)
 from synth_common.generators.embedding import (
     CONSTANT,
     Released,
@@ -375,3 +380,14 @@ def test_training_on_public_images_learns_them():
     before = loss()
     train_openly(generator, public, TrainingPlan(patients_per_step=32), 30, seed=2)
     assert loss() < before - 10.0  # nats an image; the entropy of grey pixels stays
+
+
+def test_one_variance_that_noise_lifted_lifts_no_other():
+    """Ten rings of 1e-4 seen through noise of 1e-3, of which the last came out at 3e-3."""
+    ring = torch.arange(1, 12, dtype=torch.float64)
+    truth, noise = torch.full((10,), 1e-4), 1e-3
+    found = truth + noise * torch.tensor([1.0, -1.0, 0.5, -0.5, 1.0, -1.0, 0.5, -1.5, 0.0, 2.9])
+    cells = [(r, v, torch.tensor(noise)) for r, v in zip(ring[1:], found, strict=True)]
+    cells.insert(0, (ring[0], torch.tensor(1e-1), torch.tensor(noise)))
+    cells.append((torch.tensor(20.0), torch.tensor(1e-5), torch.tensor(1e-6)))
+    assert _interpolated(cells, ring)[6:].max() < 1e-3

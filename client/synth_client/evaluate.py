@@ -14,7 +14,7 @@ import numpy as np
 
 from synth_common.errors import DataError
 from synth_common.evaluation.config import EvaluationConfig
-from synth_common.images.drawn import drawn_images as drawn_images  # known by this name here, too
+from synth_common.images.drawn import drawn_images
 from synth_common.images.imageset import ImageSet
 from synth_common.randomness import derive_seed
 

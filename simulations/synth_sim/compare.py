@@ -130,7 +130,8 @@ def _cases(options: CompareOptions) -> list[_Case]:
     for generator, budget, seed in combinations:
         recipe = recipe_of(generator)
         for override in options.overrides:
-            if override.startswith("generator.family=") and override not in recipe.settings:
+            key, _, value = (part.strip(" \"'") for part in override.partition("="))
+            if key == "generator.family" and f"{key}={value}" not in recipe.settings:
                 raise ConfigError(
                     f"--set {override}: a run called {generator} is not of that family; choose "
                     "families by --generators"

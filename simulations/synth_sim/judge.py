@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from synth_client.evaluate import class_labels, drawn_images, sample_images
+from synth_client.evaluate import class_labels, sample_images
 from synth_client.site import Site
 from synth_common.evaluation.suite import evaluate_segmentation, evaluate_utility
 from synth_common.facts import Fact, Scope
 from synth_common.generators import Generator
 from synth_common.generators.traversal import POSITIONS, Direction, active_directions, traverse
+from synth_common.images.drawn import drawn_images
 from synth_common.images.imageset import ImageSet, concatenate
 from synth_common.images.phantom import draw
 from synth_common.randomness import derive_seed
