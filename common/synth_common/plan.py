@@ -217,7 +217,7 @@ class EmbeddingPlan(StrictModel):
     noise is calibrated to bear. Under secure aggregation the sum's noise suffices even if
     ``colluders`` sites tell what they added. The default of 1 is for honest sites: each knows
     its own noise and can subtract it from the sum. ``scale_bits`` and ``modulus_bits`` set the
-    grid of integers that the sum is computed on (``privacy.secure_sum.Grid``).
+    grid of integers that the sum is computed on (``privacy.secure_sum.Lattice``).
 
     ``warm_steps`` is how many steps a VAE or GAN takes at the coordinator on
     images drawn from the release, before its first round.

@@ -15,8 +15,7 @@ from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.discrete_gaussian import ROUNDING_VARIANCE
 from synth_common.privacy.ledger import Ledger
-from synth_common.privacy.secure_sum import Grid as Lattice
-from synth_common.privacy.secure_sum import NoiseTerms
+from synth_common.privacy.secure_sum import Lattice, NoiseTerms
 from synth_common.randomness import derive_seed
 from synth_server.checkpoint import Checkpoint, save_checkpoint
 from synth_server.learning import learn_release
@@ -137,9 +136,9 @@ def _alone(plan: Plan, use: Use, kept: Release, sites: int) -> Use:
     masked = plan.privacy.trust_model == "secure-aggregation"
     if settings is None or not masked:
         return use
-    grid = Lattice(settings.scale_bits, settings.modulus_bits)
+    lattice = Lattice(settings.scale_bits, settings.modulus_bits)
     noise = release_noise(plan)
-    terms = NoiseTerms(noise, len(kept.vector), grid, sites, settings.colluders)
+    terms = NoiseTerms(noise, len(kept.vector), lattice, sites, settings.colluders)
     variance = max(0, terms.variance(use.noise_multiplier) - ROUNDING_VARIANCE)
     own = math.sqrt(variance) / terms.sensitivity
     return Use(min(use.noise_multiplier, own), 1.0, use.steps, use.purpose)
