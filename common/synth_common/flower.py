@@ -235,7 +235,8 @@ def ray_grid(client_app: ClientApp, sites: int, threads: int) -> Iterator[Grid]:
         import ray  # noqa: F401
     except ImportError as err:
         raise ConfigError(
-            "engine 'ray' needs Ray, which is not installed: pip install 'synthward[ray]'"
+            "engine 'ray' needs Ray, which is not installed: make install (in a checkout), or "
+            "pip install 'synthward[ray]'"
         ) from err
     handed: queue.Queue[Grid | BaseException] = queue.Queue()
     stop = threading.Event()
