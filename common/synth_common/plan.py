@@ -12,11 +12,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from synth_common.errors import ConfigError
+from synth_common.validation import validate
 
 Family = Literal["vae", "gan", "embedding"]
 Unit = Literal["patient", "image"]
@@ -115,7 +116,10 @@ class PretrainingPlan(StrictModel):
     beside frozen layers (Hu et al. 2021, arXiv 2106.09685).
     """
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[
+        str | None,
+        Field(pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits, as pretrain prints"),
+    ] = None
     public_data: Annotated[str, Field(max_length=500)] = ""
     tune: Tune = "all"
     rank: Annotated[int, Field(ge=1, le=64)] = 4
@@ -395,29 +399,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
-
-
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def validate(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
-    """Build a configuration model; a refusal names every bad key, its value and the reason.
-
-    Raises:
-        ConfigError: With one line per problem, prefixed by ``where``.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as err:
-        problems = []
-        for item in err.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "(whole)"
-            if not item["loc"]:  # what settings mean together; the message names them
-                problems.append(item["msg"].removeprefix("Value error, "))
-            elif item["type"] == "extra_forbidden":
-                problems.append(f"{key}: unknown key (value {item['input']!r})")
-            elif item["type"] == "missing":
-                problems.append(f"{key}: required, but not given")
-            else:
-                problems.append(f"{key} = {item['input']!r}: {item['msg']}")
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from err
