@@ -55,6 +55,49 @@ def test_every_option_of_every_command_is_in_the_reference_with_a_meaning() -> N
                 assert len(row.split("|")[4].strip()) > 10
 
 
+@pytest.mark.parametrize("name", ["phantom-hospitals", "chest-xray-hospitals", "nuclei"])
+def test_keys_are_listed_as_set_takes_them(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    from synth_common.validation import known_keys
+    from synth_sim.scenario import Scenario, load_scenario
+
+    code, out, _ = _call(capsys, "keys", name)
+    assert code == 0
+    lines = out.splitlines()
+    taken = [line for line in lines if not line.endswith(" (not set)")]
+    assert load_scenario(name, taken) == load_scenario(name)
+    shown = {line.partition("=")[0].removesuffix(" (not set)") for line in lines}
+    sections = {key.rpartition(".")[0] for key in known_keys(Scenario)}
+    missing = set(known_keys(Scenario)) - shown - sections
+    assert missing <= {"data.sources", "data.reference", "partition.sites"}
+    assert len(lines) == len(shown)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--epsilon", "--set privacy.epsilon=VALUE"),
+        ("--patients-per-step", "--set training.patients_per_step=VALUE"),
+        ("--colluders", "--set release.embedding.colluders=VALUE"),
+    ],
+)
+def test_a_setting_typed_as_an_option_gets_the_set_that_was_meant(
+    capsys: pytest.CaptureFixture[str], option: str, hint: str
+) -> None:
+    code, _, err = _call(capsys, "run", "phantom-hospitals", option, "2")
+    assert code == 2
+    assert hint in " ".join(err.replace("│", " ").split())
+    code, _, err = _call(capsys, "run", "phantom-hospitals", "--bogus", "2")
+    assert (code, "--set" in err) == (2, False)
+
+
+def test_the_help_of_a_run_says_where_keys_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = _call(capsys, "run", "--help")
+    assert code == 0
+    words = " ".join(out.replace("│", " ").split())
+    assert "synth-sim keys SCENARIO" in words
+    assert "docs/reference/scenario.md" in words
+
+
 def test_list_names_every_packaged_scenario(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = _call(capsys, "list")
     assert code == 0

@@ -77,7 +77,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     found = []
     for name, field in model.model_fields.items():
         found.append(prefix + name)
-        sections = list(_sections(field.annotation))
+        sections = list(sections_of(field.annotation))
         if len(sections) == 1 and not sections[0][1]:
             found += known_keys(sections[0][0], f"{prefix}{name}.")
     return found
@@ -199,11 +199,11 @@ def _models(model: type[BaseModel], values: Any, section: list[str]) -> list[typ
     """The models that a section can be; of several kinds of it the one that was chosen."""
     models = [model]
     if issubclass(model, RootModel):
-        models = [found for found, _ in _sections(model.model_fields["root"].annotation)]
+        models = [found for found, _ in sections_of(model.model_fields["root"].annotation)]
     for part in section:
         values = values[int(part) if isinstance(values, list | tuple) else part]
         fields = [m.model_fields[part] for m in models if part in m.model_fields]
-        models = [found for field in fields for found, _ in _sections(field.annotation)] or models
+        models = [found for field in fields for found, _ in sections_of(field.annotation)] or models
     if isinstance(values, Mapping) and "kind" in values:
         models = [m for m in models if _is_kind(m, values["kind"])] or models
     return models
@@ -215,12 +215,12 @@ def _is_kind(model: type[BaseModel], kind: Any) -> bool:
     return field is None or kind in get_args(field.annotation)
 
 
-def _sections(annotation: Any, listed: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
+def sections_of(annotation: Any, listed: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
     """The models that a value can be, and whether it is a list of them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, listed
     for part in get_args(annotation):
-        yield from _sections(part, listed or get_origin(annotation) is tuple)
+        yield from sections_of(part, listed or get_origin(annotation) is tuple)
 
 
 def _shown(value: Any) -> str:

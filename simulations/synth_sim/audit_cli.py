@@ -16,7 +16,7 @@ import typer
 
 from synth_common.errors import AuditError
 from synth_common.terminal import guarded
-from synth_sim.cli import ScenarioArgument, SeedOption, SetOption
+from synth_sim.cli_options import ScenarioArgument, SeedOption, SetOption, SettingsCommand
 
 app = typer.Typer(
     name="synth-audit",
@@ -32,7 +32,7 @@ def audits() -> None:
     """Attack a simulated federation, and compare what the attack shows with what is claimed."""
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def canaries(
     scenario: ScenarioArgument,
     count: Annotated[

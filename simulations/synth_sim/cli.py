@@ -17,6 +17,7 @@ import typer
 
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded
+from synth_sim.cli_options import ScenarioArgument, SeedOption, SetOption, SettingsCommand
 
 app = typer.Typer(
     name="synth-sim",
@@ -35,22 +36,6 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
-ScenarioArgument = Annotated[
-    str, typer.Argument(help="Name of a packaged scenario (see list), or a TOML file.")
-]
-SetOption = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        help="Change one value of the scenario, for example training.rounds=3. Repeatable.",
-    ),
-]
-SeedOption = Annotated[
-    int | None, typer.Option(help="Seed of everything reproducible; default: the scenario's.")
-]
-
-
 @app.command("list")
 def list_scenarios() -> None:
     """List the packaged scenarios."""
@@ -62,7 +47,24 @@ def list_scenarios() -> None:
         typer.echo(f"{name:<{width}}  {title}")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
+def keys(
+    scenario: ScenarioArgument,
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+) -> None:
+    """List every key of a scenario with its value, as --set takes it.
+
+    SCENARIO is the name of a packaged scenario (see list) or a TOML file. What each key means is
+    in docs/reference/scenario.md.
+    """
+    from synth_sim.keys import settings
+    from synth_sim.scenario import load_scenario
+
+    for line in settings(load_scenario(scenario, set_)):
+        typer.echo(line)
+
+
+@app.command(cls=SettingsCommand)
 def run(
     scenario: ScenarioArgument,
     out: Annotated[
@@ -80,7 +82,9 @@ def run(
 ) -> None:
     """Train a federation, evaluate it and write its report.
 
-    SCENARIO is the name of a packaged scenario (see list) or a TOML file.
+    SCENARIO is the name of a packaged scenario (see list) or a TOML file. Everything in it can be
+    changed with --set, for example the budget: --set privacy.epsilon=2. synth-sim keys SCENARIO
+    lists every key with its value; docs/reference/scenario.md says what each means.
     """
     from synth_sim.run import RunOptions, load_run, run_scenario
     from synth_sim.scenario import load_scenario
@@ -100,7 +104,7 @@ def run(
     typer.echo(f"report: {report}")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def pretrain(
     scenario: ScenarioArgument,
     public: Annotated[
@@ -129,7 +133,7 @@ def pretrain(
     typer.echo(f"start a run from it with: {options}")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def plan(
     scenario: ScenarioArgument,
     out: Annotated[
@@ -172,7 +176,7 @@ def sample(
     typer.echo(f"{n} images: {sample_run(run_directory, n, label, out, seed)}")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def compare(
     scenario: ScenarioArgument,
     generators: Annotated[

@@ -21,7 +21,7 @@ _HEAD = """# synth-sim, synth-client and synth-audit
 Made by `python -m synth_sim.reference > docs/reference/cli.md`; do not edit by hand.
 
 Expected errors are one line on stderr, and the [exit code](exit-codes.md) says which
-kind. `--set` takes any key of a scenario; see the packaged scenarios for all sections.
+kind. `--set` takes any key of a [scenario](scenario.md); `synth-sim keys` lists them.
 """
 
 
