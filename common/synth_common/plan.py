@@ -288,8 +288,8 @@ class Plan(StrictModel):
         whole = embedding is not None and embedding.share == 1.0
         if rounds == 0 and not whole:
             raise ValueError(
-                "training.rounds = 0: at least one round is needed, but where release.embedding "
-                "has share = 1"
+                "training.rounds = 0: without a release that takes the whole budget at least one "
+                "round is needed; set training.rounds, or release.embedding.share = 1"
             )
         if rounds and whole:
             raise ValueError(

@@ -182,11 +182,11 @@ def compare(
     generators: Annotated[
         str,
         typer.Option(
-            help="Families (vae, gan, embedding) or recipes (curriculum: a VAE that starts from "
-            "one release; vae-site, gan-site: with normalisation per site) to compare, "
-            "separated by commas."
+            help="What to compare, separated by commas. Families: vae, gan, embedding (no network: "
+            "images from one noisy sum). Recipes: curriculum (a vae that starts from such a sum), "
+            "vae-site and gan-site (with normalisation per site)."
         ),
-    ] = "vae,gan",
+    ] = "vae,gan,embedding,curriculum",
     epsilon: Annotated[
         str, typer.Option(help="Budgets to compare, separated by commas; inf is without privacy.")
     ] = "1,8,inf",

@@ -137,7 +137,10 @@ def _cases(options: CompareOptions) -> list[_Case]:
                     "families by --generators"
                 )
         wanted = (*recipe.overrides(options.overrides), f"privacy.epsilon={budget}")
-        scenario = load_scenario(options.scenario, wanted, seed)
+        try:
+            scenario = load_scenario(options.scenario, wanted, seed)
+        except ConfigError as err:
+            raise ConfigError(f"--generators {generator} at epsilon {budget}: {err}") from err
         name = f"{generator}-eps{scenario.privacy.epsilon:g}"
         if len(options.seeds) > 1:
             name += f"-seed{seed}"
