@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 from simulation_scenario import write_tiny
 
+from synth_client import cli as client_cli
 from synth_common.errors import CheckpointError, SynthwardError
 from synth_common.terminal import guarded
-from synth_sim import cli
+from synth_sim import audit_cli, cli
 
 _REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
 
@@ -42,7 +45,6 @@ def test_the_reference_is_what_the_commands_say() -> None:
 
 def test_every_option_of_every_command_is_in_the_reference_with_a_meaning() -> None:
     import click
-    import typer
 
     text = _REFERENCE.read_text(encoding="utf-8")
     group = typer.main.get_command(cli.app)
@@ -110,6 +112,16 @@ def test_list_names_every_packaged_scenario(capsys: pytest.CaptureFixture[str]) 
         "phantom-hospitals",
         "phantom-release",
     ]
+
+
+@pytest.mark.parametrize("app", [cli.app, client_cli.app, audit_cli.app])
+def test_every_command_says_its_version(
+    capsys: pytest.CaptureFixture[str], app: typer.Typer
+) -> None:
+    assert guarded(lambda: app(["--version"], standalone_mode=True)) == 0
+    assert capsys.readouterr().out == f"synthward {version('synthward')}\n"
+    section = f"## {app.info.name}\n"
+    assert "`--version`" in _REFERENCE.read_text().split(section)[1].split("\n## ")[0]
 
 
 @pytest.mark.parametrize("arguments", [("run",), ("run", "x", "--bogus"), ("walk",)])

@@ -13,11 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from synth_common.errors import ConfigError
-from synth_common.terminal import guarded
+from synth_common.terminal import guarded, show_version
 
 app = typer.Typer(
     name="synth-client",
-    help="What a hospital's operator decides and sees: the privacy budget and the approved plan.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,6 +26,12 @@ plan_app = typer.Typer(
 )
 app.add_typer(plan_app)
 
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", is_eager=True, callback=show_version, help="Print the version and end."
+    ),
+]
 SiteOption = Annotated[str, typer.Option("--site", help="Name of the site.")]
 HomeOption = Annotated[
     Path,
@@ -56,6 +61,11 @@ class UnitName(StrEnum):
 
     patient = "patient"
     image = "image"
+
+
+@app.callback()
+def operate(version: VersionOption = False) -> None:
+    """What a hospital's operator decides and sees: the privacy budget and the approved plan."""
 
 
 @app.command()

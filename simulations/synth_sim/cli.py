@@ -17,12 +17,16 @@ import typer
 
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded
-from synth_sim.cli_options import ScenarioArgument, SeedOption, SetOption, SettingsCommand
+from synth_sim.cli_options import (
+    ScenarioArgument,
+    SeedOption,
+    SetOption,
+    SettingsCommand,
+    VersionOption,
+)
 
 app = typer.Typer(
     name="synth-sim",
-    help="Simulate hospitals that train a generator of synthetic images under "
-    "differential privacy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,6 +38,11 @@ class EngineName(StrEnum):
 
     inprocess = "inprocess"
     ray = "ray"
+
+
+@app.callback()
+def simulate(version: VersionOption = False) -> None:
+    """Simulate hospitals that make synthetic images together under differential privacy."""
 
 
 @app.command("list")

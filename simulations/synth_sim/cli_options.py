@@ -8,6 +8,8 @@ import click
 import typer
 from typer.core import TyperCommand
 
+from synth_common.terminal import show_version
+
 ScenarioArgument = Annotated[
     str, typer.Argument(help="Name of a packaged scenario (see list), or a TOML file.")
 ]
@@ -18,6 +20,12 @@ SetOption = Annotated[
         metavar="SECTION.KEY=VALUE",
         help="Change one value of the scenario, for example training.rounds=3. Repeatable. "
         "synth-sim keys SCENARIO lists all; docs/reference/scenario.md explains them.",
+    ),
+]
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", is_eager=True, callback=show_version, help="Print the version and end."
     ),
 ]
 SeedOption = Annotated[

@@ -37,7 +37,8 @@ def _commands(name: str, command: click.Command) -> list[str]:
     """A command, or all commands of a group, as sections."""
     if not isinstance(command, click.Group):
         return [_command(name, command)]
-    sections = []
+    # A group has a section where it has options of its own.
+    sections = [_command(name, command)] if command.params else []
     for part in sorted(command.commands):
         sections += _commands(f"{name} {part}", command.commands[part])
     return sections
