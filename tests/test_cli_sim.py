@@ -149,21 +149,38 @@ def test_a_missing_data_root_says_both_ways_out(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SYNTHWARD_DATA", raising=False)
-    out = str(tmp_path / "run")
-    code, _, err = _call(capsys, "run", "mednist", "--out", out)
-    assert code == 3
-    assert "data.root" in err
-    assert "SYNTHWARD_DATA" in err
+    out = tmp_path / "run"
+    for command in ("run", "compare"):
+        code, _, err = _call(capsys, command, "chest-xray-hospitals", "--out", str(out))
+        assert code == 3
+        assert "data.root is not set, and neither is SYNTHWARD_DATA" in err
+        assert "--set data.root=FOLDER" in err
+        assert not out.exists()
 
 
 def test_a_missing_file_exits_3_and_names_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    code, _, err = _call(
-        capsys, "run", "mednist", "--out", str(tmp_path / "run"), "--set", f"data.root={tmp_path}"
-    )
+    out = tmp_path / "run"
+    wrong = ("--out", str(out), "--set", f"data.root={tmp_path}")
+    code, _, err = _call(capsys, "run", "mednist", *wrong)
     assert code == 3
+    assert f"data.root = '{tmp_path}' does not hold" in err
     assert "mednist64.npz" in err
+    assert not out.exists()
+
+
+def test_missing_weights_and_engines_are_refused_before_a_directory_is_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, tiny = tmp_path / "run", str(write_tiny(tmp_path))
+    named = ("--set", f"pretraining.sha256={'a' * 64}", "--set", "pretraining.public_data=drawn")
+    code, _, err = _call(capsys, "run", tiny, "--out", str(out), *named)
+    assert (code, "data.weights" in err) == (2, True)
+    monkeypatch.setattr("synth_common.flower.find_spec", lambda name: None)
+    code, _, err = _call(capsys, "run", tiny, "--out", str(out), "--engine", "ray")
+    assert (code, "make install" in err) == (2, True)
+    assert not out.exists()
 
 
 def test_a_full_directory_is_refused_and_left_alone(

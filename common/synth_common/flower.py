@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ __all__ = [
     "open_run",
     "quiet_logs",
     "ray_grid",
+    "require_ray",
     "state_of",
 ]
 
@@ -214,6 +216,15 @@ class _EngineGrid(PassingGrid):
         return replies
 
 
+def require_ray() -> None:
+    """Refuse (ConfigError) the Ray engine where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise ConfigError(
+            "engine 'ray' needs Ray, which is not installed: make install (in a checkout), or "
+            "pip install 'synthward[ray]'"
+        )
+
+
 @contextmanager
 def ray_grid(client_app: ClientApp, sites: int, threads: int) -> Iterator[Grid]:
     """Flower's Ray simulation engine with ``sites`` nodes, as a grid to send messages with.
@@ -231,13 +242,7 @@ def ray_grid(client_app: ClientApp, sites: int, threads: int) -> Iterator[Grid]:
         ConfigError: Ray is not installed.
         FederationError: The engine did not start.
     """
-    try:
-        import ray  # noqa: F401
-    except ImportError as err:
-        raise ConfigError(
-            "engine 'ray' needs Ray, which is not installed: make install (in a checkout), or "
-            "pip install 'synthward[ray]'"
-        ) from err
+    require_ray()
     handed: queue.Queue[Grid | BaseException] = queue.Queue()
     stop = threading.Event()
     engine = threading.Thread(

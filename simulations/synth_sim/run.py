@@ -55,9 +55,11 @@ def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
 
     Raises:
         ConfigError: ``out`` is in use, not empty, or holds another run.
+        DataError: Images are missing; like missing weights, refused before ``out`` is made.
         Interrupted: Ctrl-C; the run can be continued.
         SynthwardError: Whatever stopped the run; see its class.
     """
+    _require_inputs(scenario, options)
     with _held(options):
         try:
             return _run(scenario, options)
@@ -66,6 +68,19 @@ def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
                 "stopped; what was finished is kept. Continue with: synth-sim run "
                 f"{options.out / 'scenario.toml'} --out {options.out} --resume"
             ) from None
+
+
+def _require_inputs(scenario: Scenario, options: RunOptions) -> None:
+    """Refuse what is bound to fail for want of images, weights or an engine."""
+    from synth_common.flower import require_ray
+    from synth_sim.prepare import require_data
+    from synth_sim.weights import initial_generator
+
+    if options.engine == "ray":
+        require_ray()
+    if not options.resume:  # a run that was prepared has images of its own
+        require_data(scenario)
+        initial_generator(scenario)
 
 
 def load_run(out: Path) -> Scenario:
@@ -153,7 +168,7 @@ def _prepare(scenario: Scenario, options: RunOptions, log: FactLog) -> None:
 
     began = time.perf_counter()
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    generator = initial_generator(scenario)  # refuses wrong weights before any data is read
+    generator = initial_generator(scenario)
     facts = prepare_sites(scenario, options.out)
     facts += run_facts(scenario, options.engine, options.command)
     facts += [generator_fact(generator), pretraining_fact(scenario.pretraining)]

@@ -141,7 +141,10 @@ class Scenario(StrictModel):
         root = Path(named).expanduser().resolve()
         if not root.is_dir():
             origin = "data.root" if self.data.root else ROOT_VARIABLE
-            raise DataError(f"{origin} = {str(named)!r} is not a folder")
+            raise DataError(
+                f"{origin} = {str(named)!r} is not a folder; give the one that holds the images, "
+                f"by --set data.root=FOLDER or {ROOT_VARIABLE}"
+            )
         return root
 
 
