@@ -131,7 +131,9 @@ def test_a_finished_run_is_not_run_again(finished: tuple[Scenario, Path]) -> Non
     scenario, out = finished
     before = (out / "facts.jsonl").read_bytes()
     (out / "report.html").unlink()
-    run_scenario(scenario, RunOptions(out, resume=True))
+    said: list[str] = []
+    run_scenario(scenario, RunOptions(out, resume=True, say=said.append))
+    assert said == [f"the run in {out} is finished; only its report is written anew"]
     assert (out / "facts.jsonl").read_bytes() == before
     assert (out / "report.html").is_file()
 
@@ -253,10 +255,21 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_result(
         run_scenario(scenario, RunOptions(out, resume=True))
     damaged.write_bytes(whole)
 
-    run_scenario(scenario, RunOptions(out, resume=True))
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            run_scenario(scenario, RunOptions(out, resume=True, say=said.append))
+    run_scenario(scenario, RunOptions(out, resume=True, say=said.append))
+    assert said == ["resuming at round 2 of 2", "resuming at the evaluation"]
     assert _equal(_final(out), _final(undisturbed))
     book = _book(out)
-    assert [f.value for f in book.all("run.resumed")] == [{"at_round": 2}]
+    assert [f.value for f in book.all("run.resumed")] == [
+        {"at": "round 2"},
+        {"at": "the evaluation"},
+    ]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "stopped and continued at the evaluation." in page
     for site in ("alpha", "beta"):
         before = _book(undisturbed).value("privacy.site", site)
         assert book.value("privacy.site", site)["steps"] == before["steps"]

@@ -108,8 +108,8 @@ def run(
         chosen = load_scenario(scenario, set_, seed)
     out = out or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     typer.echo(f"{chosen.title}: {out}")
-    typer.echo("reading the images and dealing them to the sites" if not resume else "resuming")
-    report = run_scenario(chosen, RunOptions(out, engine.value, resume, _command_line()))
+    options = RunOptions(out, engine.value, resume, _command_line(), typer.echo)
+    report = run_scenario(chosen, options)
     typer.echo(f"report: {report}")
 
 

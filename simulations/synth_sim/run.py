@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -38,12 +38,14 @@ class RunOptions:
         engine: Transport between server and sites.
         resume: Continue what is in ``out``.
         command: Command line, for the report.
+        say: Takes a line about what is beginning.
     """
 
     out: Path
     engine: Engine = "inprocess"
     resume: bool = False
     command: str = ""
+    say: Callable[[str], None] = lambda line: None
 
 
 def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
@@ -128,14 +130,17 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
     began = time.perf_counter()
     log = FactLog(options.out / "facts.jsonl")
     known = _known(scenario, options, log)
-    if "run.finished" not in known:
+    if "run.finished" in known:
+        options.say(f"the run in {options.out} is finished; only its report is written anew")
+    else:
         if "run.id" not in known:
+            options.say("reading the images and dealing them to the sites")
             _prepare(scenario, options, log)
         run_id, digest = scenario.run_id(), scenario.plan.digest()
         checkpoint = load_latest(options.out / "checkpoints", run_id, digest)
         completed = 0 if checkpoint is None else checkpoint.round
         if options.resume:
-            log.append(Fact("run.resumed", {"at_round": completed + 1}, "public", _SOURCE))
+            _resumed(scenario, options, log, None if checkpoint is None else completed)
         with reporter(scenario.training.rounds, completed) as tell:
             run = _open(scenario, options, log, tell)
             if checkpoint is not None:
@@ -144,6 +149,17 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
             ended, judging = federate(run, options.engine, (completed, state))
             _finish(run, options, ended, (began, judging))
     return write_report(options.out)
+
+
+def _resumed(scenario: Scenario, options: RunOptions, log: FactLog, completed: int | None) -> None:
+    """Say and record where a stopped run goes on: after ``completed`` rounds, None before any."""
+    rounds = scenario.training.rounds
+    if completed is None:
+        at = "round 1" if scenario.release.embedding is None else "the release"
+    else:
+        at = "the evaluation" if completed >= rounds else f"round {completed + 1}"
+    options.say(f"resuming at {at}" + (f" of {rounds}" if at.startswith("round") else ""))
+    log.append(Fact("run.resumed", {"at": at}, "public", _SOURCE))
 
 
 def _known(scenario: Scenario, options: RunOptions, log: FactLog) -> set[str]:
