@@ -159,12 +159,45 @@ def test_samples_depend_on_label_and_seed_alone(
         sample_run(out, 1, "lesion", tmp_path / "few")
 
 
-def test_masks_are_judged_beside_classes(tmp_path: Path) -> None:
+_SITE_STAGES = (
+    "drawing 24 synthetic images",
+    "features, distances and diversity beside its own images",
+    "reconstructions",
+    "membership attacks",
+    "done",
+)
+_POOLED_STAGES = (
+    "drawing 5 synthetic images",
+    *(
+        f"{network}s trained on {images}"
+        for network in ("classifier", "segmenter")
+        for images in ("synthetic images", "real images", "both kinds of images")
+    ),
+    "pictures for the report",
+)
+
+
+def test_masks_are_judged_beside_classes_and_every_stage_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from synth_sim.compare_rows import row_fact
 
     overrides = ("generator.with_mask=true", "training.rounds=1", "evaluation.utility_images=5")
     scenario, out = _tiny(tmp_path, *overrides), tmp_path / "masked"
+    told: list[str] = []
+    monkeypatch.setattr(
+        progress.PlainReporter, "stage", lambda _, where, what: told.append(f"{where}: {what}")
+    )
     run_scenario(scenario, RunOptions(out))
+    assert told == [
+        f"evaluation{place}: {stage}"
+        for place, stages in (
+            (" 1/2, alpha", _SITE_STAGES),
+            (" 2/2, beta", _SITE_STAGES),
+            (", all sites", _POOLED_STAGES),
+        )
+        for stage in stages
+    ]
     book = _book(out)
     for name in ("utility.classification", "utility.segmentation"):
         found = {(f.site, f.detail["trained_on"]): f for f in book.all(name)}

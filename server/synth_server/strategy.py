@@ -119,6 +119,7 @@ class UniformAverage(Strategy):
             its released histogram.
         plan: The plan.
         on_ask: Called with a site's name as its message goes out.
+        on_judged: Called with a site's name as it has answered that it judged the generator.
     """
 
     def __init__(self, sites: Mapping[int, str], min_sites: int, run_id: str, plan: Plan) -> None:
@@ -129,6 +130,7 @@ class UniformAverage(Strategy):
         self.outcome = Outcome()
         self.spent: set[str] = set()
         self.on_ask: Callable[[str], None] = lambda name: None
+        self.on_judged: Callable[[str], None] = lambda name: None
         self.memory = Memory()
         self.plan = plan
         self._header = Header(run_id, 0, plan.digest())
@@ -226,6 +228,7 @@ class UniformAverage(Strategy):
                 self._fail(name, messages.error_code(message), "the site reported this error code")
             else:
                 self.outcome.replies[name] = {}
+                self.on_judged(name)
         return MetricRecord({"sites": len(self.outcome.replies)})
 
     def summary(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple
         SynthwardError: A round could not be made up. Where all failed sites report one
             error, it is of that error's class, so that its exit code says what to do.
     """
-    with open_grid(engine, _site_app(run), len(run.sites)) as grid:
+    with open_grid(engine, _site_app(run, engine), len(run.sites)) as grid:
         strategy = _strategy(run, grid)
         if run.scenario.release.embedding is not None and not run.released:
             start = (0, _release(run, grid, strategy))
@@ -130,12 +131,21 @@ def _require_evaluations(run: Federation) -> None:
             )
 
 
-def _site_app(run: Federation) -> SiteApp:
+def _tell_stage(run: Federation, site: str, stage: str) -> None:
+    """Where the sites' evaluation stands."""
+    names = sorted(each.name for each in run.sites)
+    run.tell.stage(f"evaluation {names.index(site) + 1}/{len(names)}, {site}", stage)
+
+
+def _site_app(run: Federation, engine: Engine) -> SiteApp:
     """What every node runs."""
     seed = derive_seed(run.scenario.seed, "evaluation")
+    evaluation = SiteEvaluation(run.scenario.evaluation, seed, load_reference(run.scenario))
+    if engine == "inprocess":  # from Ray's workers no word comes but the reply
+        evaluation = replace(evaluation, tell=partial(_tell_stage, run))
     return SiteApp(
         resolve=PartitionSites(tuple(site.directory for site in run.sites)),
-        evaluation=SiteEvaluation(run.scenario.evaluation, seed, load_reference(run.scenario)),
+        evaluation=evaluation,
         threads=torch.get_num_threads(),
     )
 
@@ -151,6 +161,7 @@ def _strategy(run: Federation, grid: Grid) -> UniformAverage:
     )
     strategy.memory = run.memory
     strategy.on_ask = run.tell.site
+    strategy.on_judged = partial(_tell_stage, run, stage="done")
     return strategy
 
 

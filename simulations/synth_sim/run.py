@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -214,9 +215,10 @@ def _finish(run: Federation, options: RunOptions, ended: Ended, clock: tuple[flo
     scenario = run.scenario
     began, judging = clock
     start = time.perf_counter()
-    run.tell.note("training classifiers on synthetic and on real images")
     run.generator.eval()
-    facts = pooled_utility(scenario, run.sites, run.generator, run.memory.shares())
+    tell = partial(run.tell.stage, "evaluation, all sites")
+    facts = pooled_utility(scenario, run.sites, run.generator, run.memory.shares(), tell)
+    tell("pictures for the report")
     facts += write_grids(scenario, run.sites, run.generator, run.out)
     for site in run.sites:
         facts += privacy_facts(site, scenario.plan, scenario.run_id())
