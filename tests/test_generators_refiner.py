@@ -33,16 +33,16 @@ def _lesson(steps: int, taught: tuple[bool, ...] = (True, True)) -> Lesson:
 
 def _taught(lesson: Lesson, seed: int = 1) -> tuple[Refiner, list[str]]:
     torch.manual_seed(0)
-    refiner, said = Refiner(1, 28), []
+    refiner, said = Refiner(1, 28, 0), []
     teach(refiner, lesson, _grain, seed, said.append)
     return refiner, said
 
 
 @pytest.mark.parametrize("size", [28, 32, 36, 60, 64, 128])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_new_refiner_changes_nothing(size, channels):
+@pytest.mark.parametrize(("channels", "classes"), [(1, 0), (3, 3)])
+def test_a_new_refiner_changes_nothing(size, channels, classes):
     pictures = torch.rand(2, channels, size, size)
-    refined = Refiner(channels, size)(pictures)
+    refined = Refiner(channels, size, classes)(pictures, torch.tensor([0, 2]))
     assert torch.equal(refined, pictures)
 
 
@@ -57,7 +57,7 @@ def test_refined_pictures_have_the_released_features():
         return _distance(found, lesson.means).item()
 
     with torch.no_grad():
-        after = away(refiner(grain))
+        after = away(refiner(grain, labels))
     assert after < 0.2 * away(grain)
     assert "step 60 of 60" in said[-1]
 

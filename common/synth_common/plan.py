@@ -57,7 +57,8 @@ class GeneratorPlan(StrictModel):
     together, the mean at twice as many, how strong finer detail is, and ``features`` random
     features (0: none), which have ``feature_share`` of the squared length of an image's vector: a
     larger share leaves more noise in the moments. The features teach a network that refines what
-    is drawn from the moments, in ``refine_steps`` steps. ``pixel_centre`` and
+    is drawn from the moments, in ``refine_steps`` steps; it is told the class only if
+    ``refine_by_class``, because of what classifiers then learn. ``pixel_centre`` and
     ``pixel_radius`` are public constants of the kind of image: pixels are taken relative to the
     centre, and a picture whose root mean square is then above the radius counts with less contrast.
     """
@@ -86,6 +87,7 @@ class GeneratorPlan(StrictModel):
     features: Annotated[int, Field(ge=0, le=20_000, multiple_of=2)] = 3000
     feature_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     refine_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    refine_by_class: bool = False
     pixel_centre: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     pixel_radius: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 

@@ -68,10 +68,10 @@ class RandomFeatures:
         ]
 
     def _responses(self, images: Tensor, level: int) -> Tensor:
-        found = functional.conv2d(
-            images, self._filters[level].to(images), padding=_SIDE // 2
-        ).relu()
-        cell = max(1, images.shape[2] // _CELLS)
+        # Every second place at full resolution: as telling, and four times as fast.
+        filters, step = self._filters[level].to(images), 2 - level
+        found = functional.conv2d(images, filters, stride=step, padding=_SIDE // 2).relu()
+        cell = max(1, found.shape[2] // _CELLS)
         cells = functional.avg_pool2d(found, cell).flatten(1)
         strength = cells.square().sum(1, keepdim=True)
         faint = _FAINT**2 * cells.shape[1]

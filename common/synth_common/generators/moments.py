@@ -41,7 +41,12 @@ class MomentGenerator(Generator):
         self.register_buffer("factor", torch.zeros(classes, low, low))
         self.register_buffer("detail", torch.zeros(channels, size, size))
         refined = plan.features > 0 and plan.refine_steps > 0
-        self.refiner = Refiner(channels, size) if refined else None
+        self.refiner = self._new_refiner() if refined else None
+
+    def _new_refiner(self) -> Refiner:
+        """One that changes nothing yet."""
+        told = len(self.plan.classes) if self.plan.refine_by_class else 0
+        return Refiner(self.out_channels, self.plan.size, told)
 
     @property
     def private_module(self) -> nn.Module:
@@ -71,7 +76,7 @@ class MomentGenerator(Generator):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "refiner"))
-            self.refiner = Refiner(self.out_channels, self.plan.size)
+            self.refiner = self._new_refiner()
         teach(self.refiner, lesson, self._draw_from, seed, tell)
 
     @torch.no_grad()
@@ -79,7 +84,7 @@ class MomentGenerator(Generator):
         """See :class:`Generator`."""
         pictures = self._gaussian_pictures(labels, seeds)
         if self.refiner is not None:
-            pictures = self.refiner(pictures)
+            pictures = self.refiner(pictures, labels.to(pictures.device))
         return pictures.clamp(0.0, 1.0).cpu()
 
     def _draw_from(self, labels: Tensor, seed: int) -> Tensor:

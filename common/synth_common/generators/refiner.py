@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synth_common.generators.features import RandomFeatures
+from synth_common.generators.networks import one_hot
 from synth_common.randomness import derive_seed, torch_stream
 
 _PATCHES = (8, 4, 2)
@@ -30,9 +31,6 @@ _LEAK = 0.01
 """Slope beyond [0, 1] in training, so that what left the range finds back."""
 _BATCH_PIXELS = 320 * 32 * 32
 """Pixels of all pictures of a step, roughly."""
-_COARSE = 8
-_KEEP = 5.0
-"""Weight of what moments tell best, the coarse picture, against the features."""
 _FEWEST_PER_CLASS = 16
 _POOL = 8192
 _REPORTS = 5
@@ -41,23 +39,24 @@ _REPORTS = 5
 class Refiner(nn.Module):
     """A picture to a picture: a grid of patches, a coarser one, and one vector for the whole.
 
-    Starts as the identity. It does not know the class (ADR 13): what it adds for one class alone
-    would be a mark that a classifier learns instead of the picture.
+    Starts as the identity. Told the class, it can learn for each one a mark that a classifier
+    then learns instead of the picture (ADR 13).
 
     Args:
         channels: Of the pictures, with the mask channel.
         size: Pixels along one side, a multiple of 4 from 28 on.
+        classes: Number of classes that it is told; 0 for none.
     """
 
-    def __init__(self, channels: int, size: int) -> None:
+    def __init__(self, channels: int, size: int, classes: int) -> None:
         super().__init__()
         fits = [p for p in _PATCHES if size % (2 * p) == 0 and size // p >= _CELLS]
-        self.patch = (fits or [2])[0]
+        self.patch, self.classes = (fits or [2])[0], classes
         side = size // self.patch // 2
         self.fine = nn.Conv2d(channels * self.patch**2, _WIDTH, 3, padding=1)
         self.down = nn.Conv2d(4 * _WIDTH, _WIDTH, 3, padding=1)
         self.squeeze = nn.Conv2d(_WIDTH, _WIDTH // 4, 1)
-        self.to_whole = nn.Linear(_WIDTH // 4 * side**2, _HIDDEN)
+        self.to_whole = nn.Linear(_WIDTH // 4 * side**2 + classes, _HIDDEN)
         self.from_whole = nn.Linear(_HIDDEN, _WIDTH * side**2)
         self.mixing = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
         self.up = nn.Conv2d(_WIDTH, 4 * _WIDTH, 3, padding=1)
@@ -69,11 +68,14 @@ class Refiner(nn.Module):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """(B, C, S, S) in [0, 1] to (B, C, S, S), about in [0, 1]."""
+    def forward(self, pictures: Tensor, labels: Tensor) -> Tensor:
+        """(B, C, S, S) in [0, 1] and class numbers (B,) to (B, C, S, S), about in [0, 1]."""
         fine = _active(self.fine(F.pixel_unshuffle(2.0 * pictures - 1.0, self.patch)))
         coarse = _active(self.down(F.pixel_unshuffle(fine, 2)))
-        whole = self.from_whole(_active(self.to_whole(self.squeeze(coarse).flatten(1))))
+        whole = self.squeeze(coarse).flatten(1)
+        if self.classes:
+            whole = torch.cat([whole, one_hot(labels, self.classes)], dim=1)
+        whole = self.from_whole(_active(self.to_whole(whole)))
         coarse = coarse + _active(whole.view_as(coarse))
         coarse = coarse + _active(self.mixing(coarse))
         back = F.pixel_shuffle(_active(self.up(coarse)), 2)
@@ -136,10 +138,10 @@ def teach(
     for step in range(lesson.steps):
         picks = [own[torch.randint(len(own), (each,), generator=rng)] for own in rows]
         chosen = torch.cat(picks)
-        made = refiner(pool[chosen])
+        made = refiner(pool[chosen], labels[chosen])
         inside = made.clamp(0.0, 1.0)
         found = lesson.features(inside + _LEAK * (made - inside)).view(len(known), each, -1)
-        loss = _distance(found, wanted) + _KEEP * _coarse_change(pool[chosen], made)
+        loss = _distance(found, wanted)
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
@@ -152,12 +154,6 @@ def teach(
                 f"features {sum(recent) / len(recent):.4f}"
             )
     refiner.eval()
-
-
-def _coarse_change(before: Tensor, after: Tensor) -> Tensor:
-    """Mean square by which a grid of about 8x8 cells changed: what the moments tell best."""
-    cell = max(1, before.shape[2] // _COARSE)
-    return F.avg_pool2d(after - before, cell).square().mean()
 
 
 def _distance(found: Tensor, wanted: Tensor) -> Tensor:
