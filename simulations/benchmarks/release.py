@@ -1,9 +1,11 @@
 """What one release costs: the sum at a site, the cleaning and the training at the coordinator.
 
-Images a second of the sum, beside the random Fourier features that a mean embedding of pixels needs
-(4,000 of them, as in DP-MERF; Harder, Adamczewski & Park 2021), measured alternately. Then the open
-training of a VAE on images drawn from the release: time per step in tenths of the run, which
-denormal numbers would let grow, and the share of it spent in products of matrices and convolutions.
+Images a second of the sum, with the random features of the plan's default and without, beside the
+random Fourier features that a mean embedding of pixels needs (4,000 of them, as in DP-MERF; Harder,
+Adamczewski & Park 2021), measured alternately. The seconds in which the coordinator cleans the
+moments, and the milliseconds of one step of the refiner. Then the open training of a VAE on images
+drawn from the release: time per step in tenths of the run, which denormal numbers would let grow,
+and the share of it spent in products of matrices and convolutions.
 Drawn numbers, no data. Prints tables; asserts nothing.
 
     python simulations/benchmarks/release.py [--threads 1] [--images 2048] [--steps 400]
@@ -23,7 +25,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from synth_common.generators import build_generator
-from synth_common.generators.embedding import Released, build_embedding
+from synth_common.generators.embedding import Embedding, Released, build_embedding
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import GeneratorPlan, TrainingPlan
 from synth_common.privacy.public_training import train_openly
@@ -46,8 +48,8 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"{options.threads} thread(s), torch {torch.__version__}")
     print(
-        "size  frequencies  sum, images/s  Fourier features, images/s  cleaning, s  "
-        "drawing, images/s"
+        "size  frequencies  sum, images/s  moments alone  Fourier features, images/s  "
+        "cleaning, s  refining, ms a step  drawing, images/s"
     )
     for size, frequencies in ((28, 12), (28, 14), (64, 12)):
         print(_release_line(size, frequencies, options.images))
@@ -56,16 +58,18 @@ def main() -> None:
 
 def _release_line(size: int, frequencies: int, count: int) -> str:
     plan = GeneratorPlan(family="embedding", size=size, classes=_CLASSES, frequencies=frequencies)
-    embedding = build_embedding(plan)
+    embedding, moments = (
+        build_embedding(p) for p in (plan, plan.model_copy(update={"features": 0}))
+    )
     images, labels = torch.rand(count, 1, size, size), torch.arange(count) % len(_CLASSES)
     weights = torch.ones(count)
     directions = torch.randn(size * size, _FEATURES // 2) / size
 
-    def release() -> Tensor:
-        total = torch.zeros(embedding.size, dtype=torch.float64)
+    def release(of: Embedding = embedding) -> Tensor:
+        total = torch.zeros(of.size, dtype=torch.float64)
         for start in range(0, count, _BATCH):
             rows = slice(start, start + _BATCH)
-            total += embedding.weighted_sum(images[rows], labels[rows], weights[rows])
+            total += of.weighted_sum(images[rows], labels[rows], weights[rows])
         return total
 
     def fourier() -> Tensor:
@@ -78,13 +82,20 @@ def _release_line(size: int, frequencies: int, count: int) -> str:
         return total
 
     ours, theirs = _alternately(release, fourier)
-    generator = build_generator(plan, seed=0)
+    alone, _ = _alternately(lambda: release(moments), fourier)
     released = Released(release(), 1.0, embedding)
-    cleaning = _seconds(lambda: generator.learn_release(released, 0, lambda _: None))
+
+    def learning(steps: int) -> float:
+        learner = build_generator(plan.model_copy(update={"refine_steps": steps}), seed=0)
+        return _seconds(lambda: learner.learn_release(released, 0, lambda _: None))
+
+    cleaning, few, more = learning(0), learning(5), learning(25)
+    generator = build_generator(plan, seed=0)
     drawing = _seconds(lambda: generator.sample(labels[:512], range(512)))
     return (
-        f"{size:4}  {frequencies:11}  {count / ours:13,.0f}  {count / theirs:26,.0f}  "
-        f"{cleaning:11.2f}  {512 / drawing:17,.0f}"
+        f"{size:4}  {frequencies:11}  {count / ours:13,.0f}  {count / alone:13,.0f}  "
+        f"{count / theirs:26,.0f}  {cleaning:11.2f}  {1e3 * (more - few) / 20:19.0f}  "
+        f"{512 / drawing:17,.0f}"
     )
 
 
