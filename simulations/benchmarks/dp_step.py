@@ -2,9 +2,11 @@
 
 Ways to take one step on one batch, measured alternately: without DP, and with Synthward's
 book-keeping clipping per patient (one and four images each, simulated and secure noise).
-Then, a third as often and beside Synthward's step again, Opacus' own hooks (per image;
-Opacus has no patient unit), on our network and on a VAE of strided convolutions with about
-as many parameters. Prints tables; asserts nothing.
+Then, a third as often and beside Synthward's step again, Opacus' own hooks and its ghost
+clipping (per image; Opacus has no patient unit), on our network and on a VAE of strided
+convolutions with about as many parameters. Ghost clipping has rules for linear layers and
+normalisations; for convolutions Opacus takes each image's gradient there, too. Prints
+tables; asserts nothing.
 
 Peak memory is how far the resident set of a fresh process rises while five steps run above
 where it stood before them, with network and batch in place (Linux: VmHWM of
@@ -25,11 +27,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol
 
 import torch
 from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from strided_vae import compare_quality, strided_vae
 from torch import Tensor, nn
 
@@ -41,7 +44,8 @@ from synth_common.randomness import NoiseKind, noise_source
 
 Step = Callable[[], None]
 OURS = ("plain", "image", "patient", "secure")
-OPACUS = ("image", "opacus", "strided", "strided opacus")
+OPACUS = ("image", "opacus", "ghost", "strided", "strided opacus")
+FAMILIES: tuple[Family, ...] = ("vae", "gan")  # those that take private steps
 
 
 class Trained(Protocol):
@@ -93,6 +97,8 @@ def make_step(case: Case, kind: str) -> Step:
         return _plain(trained, batch)
     if kind.endswith("opacus"):
         return _opacus(trained, batch)
+    if kind == "ghost":
+        return _ghost(trained, batch)
     noise: NoiseKind = "secure" if kind == "secure" else "simulation"
     return _synthward(trained, batch, 4 if kind == "patient" else 1, noise)
 
@@ -144,6 +150,34 @@ def _opacus(trained: Trained, batch: tuple[Tensor, Tensor]) -> Step:
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
         trained.private_loss(*batch, rng).sum().backward()
+        optimiser.step()
+
+    return step
+
+
+def _ghost(trained: Trained, batch: tuple[Tensor, Tensor]) -> Step:
+    """Norms first, then the gradient of the losses scaled by their clip factors."""
+    hooked = GradSampleModuleFastGradientClipping(
+        trained.private_module, loss_reduction="sum", max_grad_norm=1.0, use_ghost_clipping=True
+    )
+    optimiser = DPOptimizerFastGradientClipping(
+        torch.optim.Adam(list(trained.private_module.parameters()), lr=1e-3),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        expected_batch_size=len(batch[0]),
+        loss_reduction="sum",
+    )
+    rng = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        losses = trained.private_loss(*batch, rng)
+        losses.sum().backward(retain_graph=True)
+        factors = hooked.get_clipping_coef()
+        optimiser.zero_grad(set_to_none=True)
+        hooked.disable_hooks()
+        (factors * losses).sum().backward()
+        hooked.enable_hooks()
         optimiser.step()
 
     return step
@@ -201,7 +235,7 @@ def _measure_ours(case: Case, repeats: int, threads: int) -> Measured:
 
 
 def _measure_opacus(case: Case, repeats: int) -> dict[str, float]:
-    kinds = OPACUS if case.family == "vae" else OPACUS[:2]
+    kinds = OPACUS if case.family == "vae" else OPACUS[:3]
     return _medians({kind: make_step(case, kind) for kind in kinds}, repeats)
 
 
@@ -220,6 +254,7 @@ def _row(case: Case, measured: Measured, opacus: dict[str, float]) -> str:
         " / ".join(f"{ratio:.2f}" for ratio in growth),
         f"{rates['image']:.0f} / {rates['patient']:.0f}",
         f"{rates['opacus']:.0f}",
+        f"{rates['ghost']:.0f}",
     ]
     if "strided opacus" in rates:
         usual = parameters(case.network(True)) / 1e3
@@ -236,7 +271,7 @@ HEADINGS = (
     "network", "size", "parameters", "non-private images/s", "DP, 1 image a patient",
     "DP, 4 images a patient", "DP, secure noise", "peak memory, 1 / 4 images",
     "private images/s, 1 / 4 images", "Opacus hooks, images/s",
-    "Opacus hooks on the strided VAE, images/s", "factor",
+    "Opacus ghost clipping, images/s", "Opacus hooks on the strided VAE, images/s", "factor",
 )  # fmt: skip
 
 
@@ -259,7 +294,7 @@ def main() -> None:
     print(f"batch {options.batch}, {options.threads} threads, torch {torch.__version__}")
     print("DP: time of a step, or peak memory, over the same step without DP\n")
     print("| " + " | ".join(HEADINGS) + " |\n" + "|---" * len(HEADINGS) + "|")
-    cases = [Case(f, size, options.batch) for f in get_args(Family) for size in (32, 64)]
+    cases = [Case(f, size, options.batch) for f in FAMILIES for size in (32, 64)]
     # Opacus apart and last: its gigabytes would leave no cache to the steps around it.
     ours = [_measure_ours(case, options.repeats, options.threads) for case in cases]
     others = [_measure_opacus(case, max(1, options.repeats // 3)) for case in cases]
