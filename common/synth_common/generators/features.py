@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ _TYPICAL_DISTANCE = 0.4
 """Squared distance of two images in any of the views, roughly."""
 _WITHIN = 1.0 - 1e-6
 """Keeps the norm below 1 whatever single precision rounds."""
+_AT_ONCE = 2**16
+"""Values of images that are mapped at once."""
 _FAINT = 0.02
 """Root mean square response below which a picture counts as without texture."""
 
@@ -51,6 +54,11 @@ class RandomFeatures:
         """float32 (B, C, H, W) in [0, 1] to (B, count) of norm at most 1 (and hardly less)."""
         if self.count == 0:
             return images.new_zeros(len(images), 0)
+        few = max(1, _AT_ONCE // math.prod(self.shape))
+        return torch.cat([self._of_few(part) for part in torch.split(images, few)])
+
+    def _of_few(self, images: Tensor) -> Tensor:
+        """The same of a number of images whose responses fit the processor's cache."""
         parts = []
         for view, directions in zip(self._views(images), self._directions, strict=True):
             angles = view @ directions.to(view)
@@ -68,10 +76,14 @@ class RandomFeatures:
         ]
 
     def _responses(self, images: Tensor, level: int) -> Tensor:
-        # Every third place at full resolution costs a ninth. Not every second: a network that
-        # makes pictures of patches would fill the places between with a chequered pattern.
-        filters, step = self._filters[level].to(images), (3, 1)[level]
-        found = functional.conv2d(images, filters, stride=step, padding=_SIDE // 2).relu()
+        filters = self._filters[level].to(images)
+        if level == 0:
+            # At every pixel: a network that is taught by every second one fills those between
+            # with a chequered pattern. Over four times the channels that is twice as fast.
+            four = functional.conv2d(functional.pixel_unshuffle(images, 2), filters, padding=1)
+            found = four.relu().view(len(images), _FILTERS, 4, *four.shape[2:]).mean(2)
+        else:
+            found = functional.conv2d(images, filters, padding=_SIDE // 2).relu()
         cell = max(1, found.shape[2] // _CELLS)
         cells = functional.avg_pool2d(found, cell).flatten(1)
         strength = cells.square().sum(1, keepdim=True)
@@ -80,7 +92,7 @@ class RandomFeatures:
 
     @cached_property
     def _filters(self) -> list[Tensor]:
-        """Two banks (filters, C, 5, 5): zero mean, norm 1."""
+        """Two banks of zero mean and norm 1: (4 filters, 4 C, 3, 3), and (filters, C, 5, 5)."""
         banks = []
         for level in range(2):
             shape = (_FILTERS, self.shape[0], _SIDE, _SIDE)
@@ -89,7 +101,7 @@ class RandomFeatures:
             bank = bank - bank.mean((1, 2, 3), keepdim=True)
             bank = bank / bank.flatten(1).norm(dim=1)[:, None, None, None]
             banks.append(bank.to(torch.float32))
-        return banks
+        return [_for_four(banks[0]), banks[1]]
 
     @cached_property
     def _directions(self) -> list[Tensor]:
@@ -105,3 +117,16 @@ class RandomFeatures:
             directions = torch.from_numpy(rng.standard_normal((length, own))) / scales.sqrt()
             drawn.append(directions.to(torch.float32))
         return drawn
+
+
+def _for_four(bank: Tensor) -> Tensor:
+    """Filters (F, C, 5, 5) as (4 F, 4 C, 3, 3) of pictures after a pixel unshuffle by 2.
+
+    Of the four outputs of a filter, one is for each pixel of a 2x2 square.
+    """
+    filters, channels = bank.shape[:2]
+    found = bank.new_zeros(filters, 2, 2, channels, 2, 2, 3, 3)
+    for (dy, dx), (v, u) in product(product(range(2), repeat=2), product(range(_SIDE), repeat=2)):
+        y, x = dy + v - _SIDE // 2, dx + u - _SIDE // 2
+        found[:, dy, dx, :, y % 2, x % 2, y // 2 + 1, x // 2 + 1] = bank[:, :, v, u]
+    return found.reshape(4 * filters, 4 * channels, 3, 3)
