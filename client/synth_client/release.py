@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from synth_client.approval import require_approved, require_keepable
-from synth_client.charge import planned_release, release_noise
+from synth_client.charge import planned_release
 from synth_client.enrol import load_key, load_peers
 from synth_client.outbox import Outbox, require_run_id
 from synth_client.site import Site
@@ -32,6 +32,7 @@ from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.egress import Outgoing, Permitted, Value, acknowledge, release
 from synth_common.privacy.ledger import Ledger, Reservation, RoundKey
 from synth_common.privacy.pairwise_masks import MaskContext, Words, total_mask
+from synth_common.privacy.release_noise import release_noise
 from synth_common.privacy.secure_sum import Grid, NoiseTerms, noisy
 from synth_common.privacy.statistics import embedding_sum
 from synth_common.randomness import noise_source
