@@ -10,38 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from synth_common.generators import Generator
-from synth_common.plan import Plan, StrictModel
+from synth_common.plan import Plan
+from synth_server.run_settings import AggregationConfig
 
-Rule = Literal["mean", "trimmed-mean", "median"]
 Dtypes = Mapping[str, torch.dtype]
-
-
-class AggregationConfig(StrictModel):
-    """What the coordinator makes of replies.
-
-    Attributes:
-        rule: ``mean``; ``trimmed-mean``, without the largest and smallest values of every
-            coordinate; ``median`` of every coordinate.
-        trim: Share of the replies that a trimmed mean leaves out at each end; whole replies,
-            rounded down.
-        largest_update: A reply that moved further than this many times what every step at the
-            learning rate in one direction would give is refused; 0 refuses none.
-    """
-
-    rule: Rule = "mean"
-    trim: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
-    largest_update: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 4.0
-
-    def trimmed(self, sites: int) -> int:
-        """How many replies of ``sites`` a trimmed mean leaves out at each end."""
-        return int(self.trim * sites + 1e-9)  # 0.29 * 100 is a little less than 29
 
 
 class Aggregate(Protocol):

@@ -91,6 +91,7 @@ def after_round(run: Coordination, result: RoundResult) -> None:
     facts = [Fact("federation.round", value, "public", source, round=number)]
     run.generator.load_shared_state(result.state)
     facts += _health_facts(run, number) + _share_facts(run, result)
+    facts += run.more(number, outcome.replies)
     run.log.extend(facts)
     record_failures(run, outcome.failures, number)
     run.keep(number, result.state)

@@ -9,7 +9,7 @@ from pathlib import Path
 from synth_common.errors import FederationError, SynthwardError
 from synth_common.facts import Fact, FactLog
 from synth_common.generators import Generator
-from synth_common.messages import error_class
+from synth_common.messages import Values, error_class
 from synth_common.plan import Plan
 from synth_server.checkpoint import Checkpoint, save_checkpoint
 from synth_server.progress import Reporter
@@ -36,6 +36,8 @@ class Coordination:
             collude (``epsilon_if_all_others_collude``).
         story: Where a site's own account of its failures can be read from here; None for a
             site that is elsewhere.
+        more: Facts to record with a round beside those of every run, from its number (0: the
+            release) and the public values of its replies.
         memory: What the coordinator knows of the sites from rounds already completed.
         released: Whether a planned release was made and learnt from already.
     """
@@ -49,6 +51,7 @@ class Coordination:
     generator: Generator
     prices: Callable[[Release], Mapping[str, float]]
     story: Callable[[str], Path | None] = lambda site: None
+    more: Callable[[int, Mapping[str, Values]], list[Fact]] = lambda number, replies: []
     memory: Memory = field(default_factory=Memory)
     released: bool = False
 

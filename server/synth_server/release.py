@@ -250,6 +250,7 @@ class Releasing:
             messages=effort.messages,
             bytes_up=effort.bytes_up,
             seconds=time.perf_counter() - effort.began,
+            epsilons=_numbers(made.replies, "epsilon"),
         )
 
     def _fail(self, site: str, code: str, reason: str) -> None:
@@ -257,5 +258,6 @@ class Releasing:
 
 
 def _numbers(replies: dict[str, messages.Values], name: str) -> dict[str, float]:
-    """One public value of every reply, by site in order of names."""
-    return {site: float(replies[site][name]) for site in sorted(replies)}
+    """One public value of the replies that hold it as a number, by site in order of names."""
+    found = {site: replies[site].get(name) for site in sorted(replies)}
+    return {site: float(value) for site, value in found.items() if isinstance(value, float | int)}

@@ -17,6 +17,7 @@ from synth_common.privacy.secure_sum import Grid as Lattice
 from synth_common.privacy.secure_sum import NoiseTerms
 from synth_common.randomness import derive_seed
 from synth_server.coordination import Coordination
+from synth_server.deployed import release_values
 from synth_server.learning import learn_release
 from synth_server.pictures import scope_of
 from synth_server.record import trust_words
@@ -50,7 +51,8 @@ def learn(run: Coordination, asking: Releasing) -> State:
     seed = derive_seed(run.seed, "release")
     released = Released(kept.vector, kept.sigma, asking.embedding)
     learn_release(run.generator, released, plan, seed, run.tell.note)
-    run.log.extend(_facts(run, kept, time.perf_counter() - began))
+    facts = _facts(run, kept, time.perf_counter() - began)
+    run.log.extend([*facts, *run.more(0, release_values(kept))])
     state = run.generator.shared_state()
     run.keep(0, state)
     return state
@@ -85,25 +87,29 @@ def _facts(run: Coordination, kept: Release, learning: float) -> list[Fact]:
     ]
 
 
-def prices_by_replies(plan: Plan, kept: Release) -> Mapping[str, float]:
+def prices_by_replies(plan: Plan, sites: int, kept: Release) -> Mapping[str, float]:
     """Epsilon of the release alone, from above, by what the sites said of their last attempt.
 
     A coordinator sees no ledger. It knows that no attempt was charged with less noise than the
-    planned, and what each site was charged for the last one. Sites that lost every attempt may
-    have paid for all of them at the planned noise.
+    planned, and what each site was charged for the last one.
+
+    Args:
+        plan: The plan.
+        sites: Most sites that can have shared the noise of an attempt that was lost.
+        kept: The release.
     """
     terms = plan.privacy
     if plan.release.embedding is None or not terms.private:
         return NO_BOUND
-    before = Use(release_noise(plan), 1.0, 1, "embedding")
-    lost = [before] * (kept.attempts - 1)
-    sites = len(kept.sites)
+    size, planned = len(kept.vector), Use(release_noise(plan), 1.0, 1, "embedding")
+    lost = [planned] * (kept.attempts - 1)
+    lost_alone = [if_all_others_collude(plan, use, size, sites) for use in lost]
     charged, alone = [], []
     for noise in sorted(set(kept.noise_multipliers.values())):
         last = Use(noise, 1.0, 1, "embedding")
-        own = [if_all_others_collude(plan, use, len(kept.vector), sites) for use in (*lost, last)]
+        own = if_all_others_collude(plan, last, size, len(kept.sites))
         charged.append(epsilon([*lost, last], terms.delta, terms.accountant))
-        alone.append(epsilon(own, terms.delta, terms.accountant))
+        alone.append(epsilon([*lost_alone, own], terms.delta, terms.accountant))
     return {"epsilon": max(charged), "epsilon_if_all_others_collude": max(alone)}
 
 

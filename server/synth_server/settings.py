@@ -8,6 +8,8 @@
                            ca.crt server.crt sign.crt   certificates
     DIR/sites/NAME.json    an enrolled site: public keys, valid_until, revoked or not
     DIR/kits/NAME.json     what that site gets
+    DIR/run/               the run: facts.jsonl, checkpoints/, samples/, report.html, and
+                           events.jsonl and state.json, which tell how it goes
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pydantic import Field, field_validator
 from synth_common.address import parse_address
 from synth_common.errors import ConfigError
 from synth_common.plan import Plan, StrictModel, validate
+from synth_server.run_settings import AggregationConfig, RunConfig
 
 # What a scenario holds beside the plan: how a simulation makes its data and judges its result.
 _NOT_PLAN = frozenset({"name", "title", "seed", "data", "partition", "evaluation", "report"})
@@ -43,12 +46,16 @@ class ServerSettings(StrictModel):
         address: ``host:port`` that sites dial; the server's certificate names the host.
         bind: ``host:port`` that the server listens on.
         limits: What it bears.
+        run: How the plan is run.
+        aggregation: How replies become one model.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,49}$")]
     address: str
     bind: str
     limits: LimitSettings = LimitSettings()
+    run: RunConfig = RunConfig()
+    aggregation: AggregationConfig = AggregationConfig()
 
     @field_validator("address", "bind")
     @classmethod
@@ -89,6 +96,11 @@ class ServerFolder:
     def kits(self) -> Path:
         """One kit per enrolled site."""
         return self.path / "kits"
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.path / "run"
 
 
 def render_settings(name: str, address: str) -> str:

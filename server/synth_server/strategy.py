@@ -29,7 +29,8 @@ from synth_common.flower import (
 )
 from synth_common.messages import Header, Remembered
 from synth_common.plan import Plan
-from synth_server.aggregation import AggregationConfig, aggregate
+from synth_server.aggregation import aggregate
+from synth_server.run_settings import AggregationConfig
 
 NO_REPLY, BAD_REPLY, OFFLINE = "NoReply", "BadReply", "Offline"
 OWN_CODES = (NO_REPLY, BAD_REPLY, OFFLINE)
@@ -276,7 +277,7 @@ class UniformAverage(Strategy):
             self._fail(name, messages.error_code(message), "the site reported this error code")
             return None
         try:
-            state, statistics = self._checked(message), self._statistics(message)
+            state, statistics = self._checked(name, message), self._statistics(message)
         except DataError as err:
             self._fail(name, BAD_REPLY, str(err))
             return None
@@ -301,11 +302,13 @@ class UniformAverage(Strategy):
                 raise DataError(f"statistic {name!r} holds NaN or infinity")
         return state
 
-    def _checked(self, message: Message) -> dict[str, Tensor]:
-        """Refuse (DataError) a reply of another round, or one that is not such a model."""
+    def _checked(self, site: str, message: Message) -> dict[str, Tensor]:
+        """Refuse (DataError) a reply of another round or site, or that is not such a model."""
         header = messages.header_of(message)
         if header != self._header:
             raise DataError(f"reply of {header}, expected {self._header}")
+        if messages.values_in(message).get("site", site) != site:
+            raise DataError("the reply names another site")
         arrays = messages.arrays_in(message)
         missing, unknown = sorted(self._sent - arrays.keys()), sorted(arrays.keys() - self._sent)
         if missing or unknown:

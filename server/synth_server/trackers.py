@@ -1,0 +1,168 @@
+"""Where facts go beside the run's log: the board, TensorBoard, MLflow.
+
+A sink sees facts that are public or released and no others, so that a tracker on another machine
+learns nothing that the report of the run would not tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from synth_common.errors import ConfigError
+from synth_common.facts import Fact, FactLog
+
+
+class Sink(Protocol):
+    """Takes facts as they are recorded."""
+
+    def take(self, facts: Iterable[Fact]) -> None:
+        """Facts that may be seen outside of the sites."""
+        ...
+
+
+class TrackedLog(FactLog):
+    """A log of facts that also passes on those that are not local to a site.
+
+    Args:
+        path: The log's file.
+        sinks: Who gets them, after they are on the disk.
+    """
+
+    def __init__(self, path: Path, sinks: Sequence[Sink]) -> None:
+        super().__init__(path)
+        self._sinks = sinks
+
+    def append(self, *facts: Fact) -> None:
+        """See :class:`~synth_common.facts.FactLog`."""
+        super().append(*facts)
+        for sink in self._sinks:
+            sink.take(shareable(facts))
+
+
+def shareable(facts: Iterable[Fact]) -> list[Fact]:
+    """The facts that are public or released."""
+    return [fact for fact in facts if fact.scope in ("public", "released")]
+
+
+def scalars(fact: Fact) -> Iterator[tuple[str, float]]:
+    """The finite numbers of a fact with a round, named ``fact/key`` or ``fact/site``."""
+    if fact.round is None:
+        return
+    place = f"{fact.name}/{fact.site}" if fact.site is not None else fact.name
+    found = fact.value.items() if isinstance(fact.value, Mapping) else [("", fact.value)]
+    for key, value in found:
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
+            yield f"{place}/{key}".rstrip("/"), float(value)
+
+
+class TensorBoardSink:
+    """Curves and sample grids in a folder that TensorBoard reads.
+
+    Args:
+        folder: Where TensorBoard's files go.
+        run_dir: Where the paths of sample grids start.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, run_dir: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as err:
+            raise ConfigError(
+                "--tensorboard needs TensorBoard, which is not installed: "
+                "pip install 'synthward[tensorboard]'"
+            ) from err
+        self._writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._run_dir, self._round = run_dir, 0
+
+    def take(self, facts: Iterable[Fact]) -> None:
+        """See :class:`Sink`."""
+        for fact in facts:
+            self._round = fact.round if fact.round is not None else self._round
+            for name, value in scalars(fact):
+                self._writer.add_scalar(name, value, fact.round)
+            if fact.name == "samples.grid":
+                self._writer.add_image(
+                    fact.name, _pixels(self._run_dir / str(fact.value)), self._round,
+                    dataformats="HWC",
+                )  # fmt: skip
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class MlflowSink:
+    """A run in MLflow: the plan as parameters, curves as metrics, sample grids as artifacts.
+
+    Args:
+        uri: MLflow's tracking URI; ``file:FOLDER`` for a folder.
+        name: Of the federation: MLflow's experiment.
+        run_dir: Where the paths of sample grids start.
+
+    Raises:
+        ConfigError: MLflow is not installed.
+    """
+
+    def __init__(self, uri: str, name: str, run_dir: Path) -> None:
+        try:
+            from mlflow.tracking import MlflowClient
+        except ImportError as err:
+            raise ConfigError(
+                "--mlflow needs MLflow, which is not installed: pip install 'synthward[mlflow]'"
+            ) from err
+        self._client: Any = MlflowClient(tracking_uri=uri)
+        self._run_dir = run_dir
+        found = self._client.get_experiment_by_name(name)
+        experiment = self._client.create_experiment(name) if found is None else found.experiment_id
+        self._run = self._client.create_run(experiment).info.run_id
+
+    def take(self, facts: Iterable[Fact]) -> None:
+        """See :class:`Sink`."""
+        for fact in facts:
+            for name, value in scalars(fact):
+                self._client.log_metric(self._run, name, value, step=fact.round)
+            if fact.name in ("run.id", "plan.digest", "run.seed"):
+                self._client.log_param(self._run, fact.name, fact.value)
+            elif fact.name == "samples.grid":
+                self._client.log_artifact(self._run, str(self._run_dir / str(fact.value)))
+
+    def close(self) -> None:
+        """Mark the run as ended."""
+        self._client.set_terminated(self._run)
+
+
+@contextmanager
+def trackers(
+    run_dir: Path, name: str, tensorboard: Path | None, mlflow: str | None
+) -> Iterator[list[Sink]]:
+    """The trackers that were asked for, closed in the end.
+
+    Raises:
+        ConfigError: One is not installed.
+    """
+    made: list[TensorBoardSink | MlflowSink] = []
+    try:
+        if tensorboard is not None:
+            made.append(TensorBoardSink(tensorboard, run_dir))
+        if mlflow is not None:
+            made.append(MlflowSink(mlflow, name, run_dir))
+        yield list(made)
+    finally:
+        for sink in made:
+            sink.close()
+
+
+def _pixels(path: Path) -> Any:
+    """A PNG as uint8 (H, W, 3)."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
