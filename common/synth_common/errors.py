@@ -94,6 +94,18 @@ class AttemptSpentError(PrivacyError):
     exit_code = 14
 
 
+class RefusedError(FederationError):
+    """The coordinator turns this site away by name: revoked, expired or unknown."""
+
+    exit_code = 15
+
+
+class UnreachableError(SynthwardError):
+    """The coordinator cannot be reached, or is not the one that the kit names."""
+
+    exit_code = 16
+
+
 class Interrupted(SynthwardError):
     """The user stopped the run (Ctrl-C); it can be resumed."""
 
