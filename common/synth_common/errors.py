@@ -94,10 +94,22 @@ class AttemptSpentError(PrivacyError):
     exit_code = 14
 
 
+class RefusedError(FederationError):
+    """The coordinator turns this site away by name: revoked, expired or unknown."""
+
+    exit_code = 15
+
+
 class EnrolmentError(SynthwardError):
     """A key, certificate, enrolment request or kit is missing, expired or cannot be trusted."""
 
     exit_code = 16
+
+
+class UnreachableError(SynthwardError):
+    """The coordinator cannot be reached, or is not the one that the kit names."""
+
+    exit_code = 20
 
 
 class Interrupted(SynthwardError):

@@ -11,6 +11,7 @@ import typer
 
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded
+from synth_server import service_cli
 
 if TYPE_CHECKING:
     from synth_server.enrol import Issued
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="synth-server",
-    help="What the coordinator's IT does: make a federation, enrol hospitals, revoke and renew.",
+    help="What the coordinator's IT does: make a federation, enrol hospitals, run the plan.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command("start")(service_cli.start)
+app.command("resume")(service_cli.resume)
+app.command("status")(service_cli.status)
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
 DaysOption = Annotated[

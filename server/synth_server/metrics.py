@@ -52,7 +52,7 @@ def _families(state: Snapshot) -> Iterator[_Family]:
     ]
     one: list[tuple[str, str, Any]] = [
         ("rounds_planned", "Rounds of the plan", state["planned"]),
-        ("rounds_completed", "Rounds completed, of this and of earlier processes", state["completed"]),
+        ("rounds_completed", "Rounds completed, by all processes", state["completed"]),
         ("round_in_progress", "Number of the round that is asked for", state["round"]),
         ("round_seconds", "Seconds of the last completed round", state["round_seconds"]),
         ("up_seconds", "Seconds since this process started", state["up_s"]),

@@ -124,9 +124,7 @@ def coordinate(
     with (
         locked(run_dir),
         Stopper(f"synth-server resume {deployment.folder.path}") as stopper,
-        trackers(
-            run_dir, deployment.settings.name, options.tensorboard, options.mlflow
-        ) as sinks,
+        trackers(run_dir, deployment.settings.name, options.tensorboard, options.mlflow) as sinks,
     ):
         known = _known(deployment, options)
         board = _board(deployment, known)
@@ -260,9 +258,7 @@ def _weights(deployment: Deployment) -> Path | None:
 
 
 @contextmanager
-def _shown(
-    board: Board, run_dir: Path, options: ServiceOptions, tell: Reporter
-) -> Iterator[None]:
+def _shown(board: Board, run_dir: Path, options: ServiceOptions, tell: Reporter) -> Iterator[None]:
     """Serve what was asked for on this machine while the run lasts."""
     from synth_server.status_page import render_page
 
@@ -274,9 +270,7 @@ def _shown(
 
     with ExitStack() as stack:
         if options.metrics is not None:
-            port = stack.enter_context(
-                served("--metrics", options.metrics, {"/metrics": metrics})
-            )
+            port = stack.enter_context(served("--metrics", options.metrics, {"/metrics": metrics}))
             tell.note(f"metrics: http://127.0.0.1:{port}/metrics")
         if options.status_page is not None:
             port = stack.enter_context(served("--status-page", options.status_page, {"/": page}))
@@ -308,9 +302,7 @@ class _Service:
             folder=deployment.folder.run,
             log=log,
             tell=tell,
-            generator=initial_generator(
-                plan, known.seed, _weights(deployment), "run.weights"
-            ),
+            generator=initial_generator(plan, known.seed, _weights(deployment), "run.weights"),
             prices=partial(prices_by_replies, plan, max(enrolled, plan.release_sites)),
             more=self._of_round,
             memory=Memory() if kept is None else kept.memory,
@@ -345,7 +337,7 @@ class _Service:
             raise
 
     def _end(self, phase: str, err: SynthwardError) -> None:
-        """Keep what the sites told last, and show the error; a full disk puts no other in its place."""
+        """Keep what the sites told last, and show the error, which a full disk does not replace."""
         try:
             self._keep()
             self._board.end(phase, err)

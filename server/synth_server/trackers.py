@@ -71,13 +71,14 @@ class TensorBoardSink:
 
     def __init__(self, folder: Path, run_dir: Path) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard as tensorboard
         except ImportError as err:
             raise ConfigError(
                 "--tensorboard needs TensorBoard, which is not installed: "
                 "pip install 'synthward[tensorboard]'"
             ) from err
-        self._writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        make: Any = tensorboard.SummaryWriter  # not typed
+        self._writer = make(str(folder))
         self._run_dir, self._round = run_dir, 0
 
     def take(self, facts: Iterable[Fact]) -> None:
