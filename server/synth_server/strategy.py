@@ -245,6 +245,7 @@ class UniformAverage(Strategy):
                 self._fail(name, messages.error_code(message), "the site reported this error code")
             else:
                 self.outcome.replies[name] = {}
+                self.on_reply(name, None)
         return MetricRecord({"sites": len(self.outcome.replies)})
 
     def summary(self) -> None:
