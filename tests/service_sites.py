@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,8 +19,9 @@ from synth_common.evaluation.config import EvaluationConfig
 from synth_common.flower import Grid, Message, PassingGrid
 from synth_common.plan import Plan
 from synth_server.attendance import Sites
+from synth_server.deployment import Deployment
 from synth_server.progress import PlainReporter
-from synth_server.service import Deployment, ServiceOptions, coordinate
+from synth_server.service import ServiceOptions, coordinate
 from synth_server.settings import ServerFolder, ServerSettings
 from synth_sim.transport import InProcessGrid, PartitionSites
 
@@ -72,7 +74,8 @@ class Hospitals(PassingGrid):
     def _make(self, folder: Path, plan: Plan, names: tuple[str, ...]) -> None:
         public = {}
         for seed, name in enumerate(names):
-            site = small_site(folder / "sites", name, seed)
+            budget = 8.0 if plan.privacy.private else math.inf
+            site = small_site(folder / "sites", name, seed, budget)
             save_site(site)
             approve(site, plan)
             public[name] = make_key(site.directory)

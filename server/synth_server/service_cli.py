@@ -111,10 +111,15 @@ def _run(
     trackers: tuple[Path | None, str | None],
 ) -> None:
     """Start or resume: the coordinator's checks, then the run."""
+    from synth_server.authority import require_identity
+    from synth_server.deployment import Deployment
     from synth_server.network import open_network
     from synth_server.progress import reporter
-    from synth_server.service import Deployment, ServiceOptions, coordinate
+    from synth_server.service import ServiceOptions, coordinate
 
+    deployment = Deployment.read(folder)
+    for warning in require_identity(deployment.folder, deployment.settings):
+        typer.echo(f"warning: {warning}", err=True)
     options = ServiceOptions(
         resume=resume,
         metrics=ports[0],
@@ -123,5 +128,5 @@ def _run(
         mlflow=trackers[1],
         command=shlex.join(["synth-server", *sys.argv[1:]]),
     )
-    report = coordinate(Deployment.read(folder), options, open_network, reporter)
+    report = coordinate(deployment, options, open_network, reporter)
     typer.echo(f"report: {report}")

@@ -6,8 +6,10 @@ learns nothing that the report of the run would not tell.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,7 +105,7 @@ class MlflowSink:
     """A run in MLflow: the plan as parameters, curves as metrics, sample grids as artifacts.
 
     Args:
-        uri: MLflow's tracking URI; ``file:FOLDER`` for a folder.
+        uri: MLflow's tracking URI: a server's, or ``sqlite:///FILE``.
         name: Of the federation: MLflow's experiment.
         run_dir: Where the paths of sample grids start.
 
@@ -112,6 +114,7 @@ class MlflowSink:
     """
 
     def __init__(self, uri: str, name: str, run_dir: Path) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow 3 reports its use
         try:
             from mlflow.tracking import MlflowClient
         except ImportError as err:
@@ -139,21 +142,65 @@ class MlflowSink:
         self._client.set_terminated(self._run)
 
 
+class _Expendable:
+    """A tracker that is given up, with a line, when it fails: the run goes on without it."""
+
+    def __init__(
+        self,
+        option: str,
+        make: Callable[[], TensorBoardSink | MlflowSink],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._option, self._tell = option, tell
+        try:
+            self._sink: TensorBoardSink | MlflowSink | None = make()
+        except ConfigError:
+            raise
+        except Exception as err:  # a library's own errors; at the start they can be mended
+            raise ConfigError(f"{option} cannot be used: {err}") from err
+
+    def take(self, facts: Iterable[Fact]) -> None:
+        """See :class:`Sink`."""
+        self._do(lambda sink: sink.take(facts))
+
+    def close(self) -> None:
+        """End the tracker."""
+        self._do(lambda sink: sink.close())
+
+    def _do(self, work: Callable[[TensorBoardSink | MlflowSink], None]) -> None:
+        try:
+            if self._sink is not None:
+                work(self._sink)
+        except Exception as err:  # a library's own errors, of which there are many kinds
+            self._sink = None
+            self._tell(f"{self._option} failed and is not used any more: {err}")
+
+
 @contextmanager
 def trackers(
-    run_dir: Path, name: str, tensorboard: Path | None, mlflow: str | None
+    run_dir: Path, name: str, asked: tuple[Path | None, str | None], tell: Callable[[str], None]
 ) -> Iterator[list[Sink]]:
     """The trackers that were asked for, closed in the end.
 
+    Args:
+        run_dir: Where the paths of sample grids start.
+        name: Of the federation.
+        asked: A folder for TensorBoard and a URI for MLflow, each or None.
+        tell: Takes a line when a tracker fails.
+
     Raises:
-        ConfigError: One is not installed.
+        ConfigError: One is not installed, or cannot be used from the start.
     """
-    made: list[TensorBoardSink | MlflowSink] = []
+    folder, uri = asked
+    made: list[_Expendable] = []
     try:
-        if tensorboard is not None:
-            made.append(TensorBoardSink(tensorboard, run_dir))
-        if mlflow is not None:
-            made.append(MlflowSink(mlflow, name, run_dir))
+        if folder is not None:
+            board = partial(TensorBoardSink, folder, run_dir)
+            made.append(_Expendable(f"--tensorboard {folder}", board, tell))
+        if uri is not None:
+            made.append(
+                _Expendable(f"--mlflow {uri}", partial(MlflowSink, uri, name, run_dir), tell)
+            )
         yield list(made)
     finally:
         for sink in made:
