@@ -281,6 +281,7 @@ def test_tensorboard_reads_what_was_written(board: Board, tmp_path: Path) -> Non
     assert tags["images"] == ["samples.grid"]
 
 
+@pytest.mark.filterwarnings("ignore")  # MLflow's own use of its database
 def test_mlflow_reads_what_was_written(board: Board, tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="MLflow is not installed")
     from mlflow.tracking import MlflowClient
