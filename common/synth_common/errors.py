@@ -94,6 +94,24 @@ class AttemptSpentError(PrivacyError):
     exit_code = 14
 
 
+class LimitError(SynthwardError):
+    """A site's own limits forbid it now: rounds a day, hours, or too few patients."""
+
+    exit_code = 17
+
+
+class ReadinessError(SynthwardError):
+    """``synth-client doctor`` found something that would make a round fail."""
+
+    exit_code = 18
+
+
+class RunningError(SynthwardError):
+    """A site's service runs already, or is needed and does not run."""
+
+    exit_code = 19
+
+
 class Interrupted(SynthwardError):
     """The user stopped the run (Ctrl-C); it can be resumed."""
 
