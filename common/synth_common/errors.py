@@ -94,6 +94,12 @@ class AttemptSpentError(PrivacyError):
     exit_code = 14
 
 
+class EnrolmentError(SynthwardError):
+    """A key, certificate, enrolment request or kit is missing, expired or cannot be trusted."""
+
+    exit_code = 16
+
+
 class LimitError(SynthwardError):
     """A site's own limits forbid it now: rounds a day, hours, or too few patients."""
 
