@@ -94,6 +94,12 @@ class AttemptSpentError(PrivacyError):
     exit_code = 14
 
 
+class RefusedError(FederationError):
+    """The coordinator turns this site away by name: revoked, expired or unknown."""
+
+    exit_code = 15
+
+
 class EnrolmentError(SynthwardError):
     """A key, certificate, enrolment request or kit is missing, expired or cannot be trusted."""
 
@@ -116,6 +122,12 @@ class RunningError(SynthwardError):
     """A site's service runs already, or is needed and does not run."""
 
     exit_code = 19
+
+
+class UnreachableError(SynthwardError):
+    """The coordinator cannot be reached, or is not the one that the kit names."""
+
+    exit_code = 20
 
 
 class Interrupted(SynthwardError):
