@@ -26,6 +26,7 @@ from synth_common.reporting.files import replace_bytes
 
 EVENTS, STATE = "events.jsonl", "state.json"
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_DELIVERY_SECONDS = 60.0
 _KINDS = {"train": "round", "evaluate": "evaluation", "query": "question"}
 
 
@@ -75,6 +76,7 @@ class State:
         connected: Whether the coordinator answers.
         reason: Why not.
         working_on: What is being worked on; None for nothing.
+        undelivered: What was answered and has not arrived; None for nothing.
         last: What was answered last; None for nothing yet.
         last_time: When, UTC.
         last_error: Class of the error that was answered last; None since the last success.
@@ -86,6 +88,7 @@ class State:
     connected: bool = False
     reason: str = "not connected yet"
     working_on: str | None = None
+    undelivered: str | None = None
     last: str | None = None
     last_time: str | None = None
     last_error: str | None = None
@@ -121,12 +124,20 @@ class SiteEvents:
     say: Callable[[str], None]
     state: State = field(default_factory=lambda: State(os.getpid(), utc_now()))
     _began: float = 0.0
+    _ended: float = 0.0
     _told: bool = False
 
     @property
     def busy(self) -> bool:
-        """Whether a message is being worked on."""
-        return self.state.working_on is not None
+        """Whether a message is being worked on, or its answer is on its way.
+
+        An answer that does not arrive for a minute is not waited for: it is kept, and sent again
+        for nothing when it is asked for again.
+        """
+        if self.state.working_on is not None:
+            return True
+        waited = time.monotonic() - self._ended
+        return self.state.undelivered is not None and waited < _DELIVERY_SECONDS
 
     def started(self, words: str) -> None:
         """The service begins."""
@@ -151,20 +162,27 @@ class SiteEvents:
         self._become(working_on=str(asked))
         self._tell("asked", "", **asdict(asked))
 
-    def answered(self, message: Message, reply: Message) -> None:
-        """A message was worked on, and ``reply`` is about to be sent."""
+    def worked(self, message: Message, reply: Message) -> None:
+        """The work on a message is over; ``reply`` is to be sent."""
         asked = Asked.of(message)
-        seconds = round(time.monotonic() - self._began, 3)
+        self._ended = time.monotonic()
+        seconds = round(self._ended - self._began, 3)
         error = messages.error_code(reply) if reply.has_error() else None
-        account = self._account()
-        self._become(working_on=None, last=str(asked), last_time=utc_now(), last_error=error)
         values: dict[str, Any] = {**asdict(asked), "seconds": seconds, "error": error}
         words = f"{asked}: {'done' if error is None else f'REFUSED, {error} (see errors.log)'}"
         words += f" in {seconds:.1f} s"
+        account = self._account()
         if account is not None:
             values |= {"epsilon": account.spent, "remains": account.remaining}
             words += f"; epsilon {account.spent:.4f} spent, {account.remaining:.4f} remains"
-        self._tell("answered", "" if asked.kind == "question" else words, **values)
+        told = {"last": str(asked), "last_time": utc_now(), "last_error": error}
+        self._become(working_on=None, undelivered=str(asked), **told)
+        self._tell("worked", "" if asked.kind == "question" else words, **values)
+
+    def answered(self, message: Message, reply: Message) -> None:
+        """The coordinator has the whole answer."""
+        self._become(undelivered=None)
+        self._tell("answered", "", **asdict(Asked.of(message)))
 
     def stopped(self, words: str, **values: Any) -> None:
         """The service ends."""
