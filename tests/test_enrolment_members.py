@@ -117,6 +117,23 @@ def test_a_damaged_record_turns_its_site_away_and_no_other(federation):
     assert members.verdict(_key(federation, "north")) == Verdict("north", None)
 
 
+def test_a_disk_that_fails_for_a_moment_gives_no_verdict(federation, monkeypatch):
+    """A refusal would end the site's service; an error makes it try again."""
+    members, key = _members(federation), _key(federation, "north")
+    assert members.verdict(key).name == "north"
+    federation.enrol("west")
+
+    def fail(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_text", fail)
+        with pytest.raises(OSError, match="Too many open files"):
+            members.verdict(key)
+    assert members.verdict(key).name == "north"
+    assert "west" in members.names()
+
+
 def test_a_folder_that_others_can_write_into_is_refused(federation):
     federation.folder.sites.chmod(0o770)
     with pytest.raises(PrivacyError, match="mode 770"):
