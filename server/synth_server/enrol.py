@@ -24,13 +24,21 @@ from synth_common.enrolment import (
     first_repeated,
     readable,
 )
-from synth_common.errors import ConfigError, EnrolmentError, StorageError
+from synth_common.errors import ConfigError, EnrolmentError, StorageError, SynthwardError
 from synth_common.keys import make_private_folder
 from synth_common.plan import Plan
 from synth_common.reporting.files import replace_text
 from synth_common.signed_files import read_file, read_request, sign_kit
 from synth_server.authority import kit_signer, make_identity, renew_identity
-from synth_server.members import FormerKeys, Member, Revocation, read_members, write_member
+from synth_server.members import (
+    MOST_REASON,
+    FormerKeys,
+    Member,
+    Revocation,
+    read_member,
+    read_members,
+    write_member,
+)
 from synth_server.settings import (
     ServerFolder,
     ServerSettings,
@@ -41,6 +49,7 @@ from synth_server.settings import (
 
 MEMBER_DAYS = 365
 _MOST_DAYS = 3650
+_SKEW = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,7 @@ def enrol(folder: ServerFolder, files: Sequence[Path], days: int) -> tuple[list[
         members = read_members(folder)
         known = {member.name: member for member in members}
         for request in requests:
+            _require_not_ahead(request, now)
             if request.site in known:
                 raise EnrolmentError(_already(known[request.site], folder))
         _require_unique(members, [(request.site, request.keys) for request in requests])
@@ -117,7 +127,7 @@ def enrol(folder: ServerFolder, files: Sequence[Path], days: int) -> tuple[list[
             Member(
                 name=request.site,
                 keys=request.keys,
-                requested=_not_ahead(request, now),
+                requested=request.made,
                 enrolled=now,
                 valid_until=until,
             )
@@ -137,16 +147,24 @@ def revoke(folder: ServerFolder, name: str, reason: str) -> tuple[Member, Issued
         ConfigError: No reason is given.
         StorageError: The disk refused.
     """
-    if not reason.strip():
-        raise ConfigError("--reason is empty: say why the site is revoked; it is told so")
+    if not 1 <= len(reason.strip()) <= MOST_REASON:
+        raise ConfigError(
+            f"--reason has {len(reason.strip())} characters, expected 1 to {MOST_REASON}: say why "
+            "the site is revoked; it is told so"
+        )
     with _alone(folder):
-        member = _find(folder, name)
+        member = read_member(folder, name)
         if member.revoked is not None:
             raise EnrolmentError(f"{member.refusal()}; nothing was written")
         revocation = Revocation(when=wall_clock.now(), reason=reason.strip())
         member = member.model_copy(update={"revoked": revocation})
         write_member(folder, member)  # first: it holds even if the kits cannot be written
-        return member, _issue(folder)
+        try:
+            return member, _issue(folder)
+        except SynthwardError as err:
+            raise EnrolmentError(
+                f"site {name} IS revoked, but the others' kits could not be written: {err}"
+            ) from err
 
 
 def renew_member(
@@ -170,13 +188,14 @@ def renew_member(
     if request.site != name:
         raise EnrolmentError(f"--site {name}, but {file} is a request of site {request.site}")
     with _alone(folder):
-        member = _find(folder, name)
+        member = read_member(folder, name)
         if request.made <= member.requested:
             raise EnrolmentError(
                 f"{file} was made {request.made:%Y-%m-%d %H:%M:%S}, not after the request of "
                 f"{member.requested:%Y-%m-%d %H:%M:%S} that is in force: have the site make a "
                 f"fresh one with synth-client init --site {name}"
             )
+        _require_not_ahead(request, now)
         changed = request.keys != member.keys
         former = member.former
         if changed or member.revoked is not None:
@@ -184,7 +203,7 @@ def renew_member(
         updated = member.model_copy(
             update={
                 "keys": request.keys,
-                "requested": _not_ahead(request, now),
+                "requested": request.made,
                 "valid_until": until,
                 "revoked": None,
                 "former": former,
@@ -268,12 +287,13 @@ def _until(now: datetime, days: int) -> datetime:
     return now + timedelta(days=days)
 
 
-def _not_ahead(request: EnrolmentRequest, now: datetime) -> datetime:
-    """When a request was made, by our clock at the latest.
-
-    Else a request of a site whose clock ran ahead could not be followed by another one for long.
-    """
-    return min(request.made, now)
+def _require_not_ahead(request: EnrolmentRequest, now: datetime) -> None:
+    """Refuse a request from the future: no later one could follow it for long."""
+    if request.made > now + _SKEW:
+        raise EnrolmentError(
+            f"the request of site {request.site} was made {request.made:%Y-%m-%d %H:%M}, and it is "
+            f"{now:%Y-%m-%d %H:%M} UTC here: have the site correct its clock and make a fresh one"
+        )
 
 
 def _already(member: Member, folder: ServerFolder) -> str:
@@ -284,14 +304,6 @@ def _already(member: Member, folder: ServerFolder) -> str:
         f"site {member.name} is enrolled already, until {member.valid_until:%Y-%m-%d}; for a fresh "
         f"request of the same site: {again}"
     )
-
-
-def _find(folder: ServerFolder, name: str) -> Member:
-    members = {member.name: member for member in read_members(folder)}
-    if name not in members:
-        known = ", ".join(members) or "nobody"
-        raise EnrolmentError(f"no site {name!r} was enrolled here; there is {known}")
-    return members[name]
 
 
 def _give_up(member: Member, now: datetime) -> FormerKeys:

@@ -25,13 +25,14 @@ from synth_common.reporting.files import replace_text
 from synth_server.settings import ServerFolder
 
 State = Literal["enrolled", "expired", "revoked"]
+MOST_REASON = 500
 
 
 class Revocation(StrictModel):
     """When a site was turned away, and why; the reason is told to the site."""
 
     when: AwareDatetime
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    reason: Annotated[str, Field(min_length=1, max_length=MOST_REASON)]
 
 
 class FormerKeys(StrictModel):
@@ -93,6 +94,22 @@ def read_members(folder: ServerFolder) -> list[Member]:
     """
     try:
         return [_read(path) for path in sorted(folder.sites.glob("[!.]*.json"))]
+    except OSError as err:
+        raise EnrolmentError(f"cannot read member {err.filename}: {err.strerror}") from err
+
+
+def read_member(folder: ServerFolder, name: str) -> Member:
+    """One member, whatever has become of the others' files.
+
+    Raises:
+        EnrolmentError: There is no such site; or its file is damaged or cannot be read.
+    """
+    names = sorted(path.stem for path in folder.sites.glob("[!.]*.json"))
+    if name not in names:
+        there = ", ".join(names) or "nobody"
+        raise EnrolmentError(f"no site {name!r} was enrolled here; there is {there}")
+    try:
+        return _read(folder.sites / f"{name}.json")
     except OSError as err:
         raise EnrolmentError(f"cannot read member {err.filename}: {err.strerror}") from err
 
