@@ -13,7 +13,7 @@ from synth_common.errors import ConfigError
 from synth_common.terminal import guarded
 
 if TYPE_CHECKING:
-    from synth_server.enrol import Issued
+    from synth_server.kits import Issued
     from synth_server.members import Member
 
 app = typer.Typer(
