@@ -53,7 +53,7 @@ def init_site(home: Path, name: str, new_keys: bool = False) -> tuple[Path, Enro
         EnrolmentError, PrivacyError: A key that is there is damaged, or others can read it.
         StorageError: The disk refused.
     """
-    if re.fullmatch(SITE_NAME, name) is None or name.endswith("\n"):
+    if re.fullmatch(SITE_NAME, name) is None:
         raise ConfigError(
             f"--site {name!r}: expected up to 64 letters, digits, - and _, the first no - or _"
         )
