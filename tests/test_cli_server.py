@@ -95,6 +95,7 @@ def test_a_federation_is_made_and_joined_by_what_the_commands_print(tmp_path, ru
         code, out, err = run("synth-client", "accept", kit, *home, "--fingerprint", fingerprint)
         assert code == 0, err
         assert "accepted kit 1 of lungs, server localhost:8443" in out
+        assert f"{name} is enrolled until 2031-01-02" in out
         for other in printed.keys() - {name}:
             assert f"new      {other}  X25519 {printed[other][1]}" in out
         assert f"fingerprint of all members: {together}" in out
@@ -120,8 +121,10 @@ def test_the_fingerprint_is_asked_for_the_first_time_only(tmp_path, run, coordin
 
 
 def test_members_are_listed_in_words_and_as_json(tmp_path, run, coordinator):
-    folder, _ = coordinator
-    assert "nobody is enrolled" in run("synth-server", "members", folder)[1]
+    folder, fingerprint = coordinator
+    _, out, _ = run("synth-server", "members", folder)
+    assert "nobody is enrolled" in out
+    assert f"fingerprint of its authority: {fingerprint}" in out
     for name in ("north", "river"):
         _request(run, tmp_path, name)
     files = [tmp_path / n / "sites" / n / "request.json" for n in ("north", "river")]

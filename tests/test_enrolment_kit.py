@@ -260,6 +260,20 @@ def test_a_request_is_made_anew_with_the_keys_and_settings_that_are_there(tmp_pa
         assert getattr(third.keys, part) != getattr(first.keys, part)
 
 
+def test_new_keys_replace_the_old_ones_only_when_they_are_on_the_disk(tmp_path, monkeypatch):
+    directory, _ = init_site(tmp_path, "north")
+    before = _state(directory)
+
+    def full(*_, **__):
+        raise StorageError("cannot write: No space left on device")
+
+    for writer in ("synth_client.enrol.replace_bytes", "synth_common.keys.replace_bytes"):
+        monkeypatch.setattr(writer, full)
+    with pytest.raises(StorageError):
+        init_site(tmp_path, "north", new_keys=True)
+    assert _state(directory) == before
+
+
 @pytest.mark.parametrize("name", ["", "../north", "a/b", ".", "-x", "north\n", "n" * 65, "nörd"])
 def test_names_that_are_no_names_make_nothing(tmp_path, name):
     with pytest.raises(ConfigError, match="--site"):

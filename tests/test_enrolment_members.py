@@ -9,7 +9,7 @@ from enrolment_scenario import NAMES, found
 
 from synth_client.enrol import load_node_key
 from synth_common.enrolment import Verdict
-from synth_common.errors import EnrolmentError, PrivacyError
+from synth_common.errors import ConfigError, EnrolmentError, PrivacyError
 from synth_common.keys import node_public
 from synth_server.enrol import renew_member, revoke
 from synth_server.members import Members, read_members
@@ -65,6 +65,25 @@ def test_a_revocation_holds_at_the_next_request_without_a_restart(federation):
         revoke(federation.folder, "west", "x")
 
 
+def test_a_site_is_revoked_whatever_else_is_broken(federation, clock):
+    members, key = _members(federation), _key(federation, "river")
+    (federation.folder.sites / "hill.json").write_text("{")
+    with pytest.raises(EnrolmentError, match=r"site river IS revoked, .*hill\.json is damaged"):
+        revoke(federation.folder, "river", "stolen")
+    assert "was revoked on" in members.verdict(key).refusal
+    clock.advance(days=400)  # nor does an expired signing certificate keep a site in
+    with pytest.raises(EnrolmentError, match=r"site north IS revoked, .*expired"):
+        revoke(federation.folder, "north", "stolen")
+    assert "was revoked on" in members.verdict(_key(federation, "north")).refusal
+
+
+@pytest.mark.parametrize("reason", ["", "  ", "x" * 501])
+def test_a_revocation_needs_a_reason_of_a_sentence_or_two(federation, reason):
+    with pytest.raises(ConfigError, match=r"--reason has \d+ characters"):
+        revoke(federation.folder, "river", reason)
+    assert _members(federation).names().keys() == set(NAMES)
+
+
 def test_an_enrolment_expires_by_the_clock_and_is_renewed_without_a_restart(federation, clock):
     members, key = _members(federation), _key(federation, "north")
     clock.advance(days=365)
@@ -115,6 +134,23 @@ def test_a_damaged_record_turns_its_site_away_and_no_other(federation):
             _members(federation)  # a start is refused
     path.write_text(whole)
     assert members.verdict(_key(federation, "north")) == Verdict("north", None)
+
+
+def test_a_disk_that_fails_for_a_moment_gives_no_verdict(federation, monkeypatch):
+    """A refusal would end the site's service; an error makes it try again."""
+    members, key = _members(federation), _key(federation, "north")
+    assert members.verdict(key).name == "north"
+    federation.enrol("west")
+
+    def fail(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_text", fail)
+        with pytest.raises(OSError, match="Too many open files"):
+            members.verdict(key)
+    assert members.verdict(key).name == "north"
+    assert "west" in members.names()
 
 
 def test_a_folder_that_others_can_write_into_is_refused(federation):

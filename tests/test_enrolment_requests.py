@@ -312,6 +312,23 @@ def test_a_member_is_renewed_by_a_fresh_request_of_its_own(tmp_path, clock):
     assert federation.kit("north").kit.member("north").keys == member.keys
 
 
+def test_a_request_from_the_future_is_refused(tmp_path, clock):
+    federation = found(tmp_path)
+    clock.advance(hours=25)
+    ahead = federation.ask("north")
+    clock.advance(hours=-25)
+    with pytest.raises(EnrolmentError, match=r"made 2030-01-03 .* have the site correct its clock"):
+        enrol(federation.folder, [ahead], 365)
+    federation.enrol("north")
+    clock.advance(hours=25)
+    ahead = federation.ask("north")
+    clock.advance(hours=-25)
+    with pytest.raises(EnrolmentError, match="correct its clock"):
+        renew_member(federation.folder, "north", ahead, 365)
+    clock.advance(hours=1)
+    renew_member(federation.folder, "north", ahead, 365)
+
+
 def test_keys_that_were_given_up_never_come_back(tmp_path, clock):
     federation = found(tmp_path)
     federation.enrol("north", "river")
@@ -321,7 +338,9 @@ def test_keys_that_were_given_up_never_come_back(tmp_path, clock):
     clock.advance(days=1)
     with pytest.raises(EnrolmentError, match="was revoked on 2030-01-02: laptop stolen; to let"):
         enrol(folder, [federation.ask("north")], 365)
-    for kept in first:  # with all of them, and with each one of them
+    with pytest.raises(EnrolmentError, match=r"that it gave up on .*laptop stolen"):
+        renew_member(folder, "north", federation.ask("north"), 365)
+    for kept in first:  # nor with one of them
         for path in keys.glob("*.key"):
             path.unlink()
         (keys / kept).write_bytes(first[kept])
