@@ -64,6 +64,7 @@ def enrolled(
     path: Path, address: str = "127.0.0.1:8443", plan: Plan | None = None, **sections: Any
 ) -> tuple[Federation, Path]:
     """A coordinator, and site ``north`` that it enrolled; nothing is prepared."""
+    path.mkdir(exist_ok=True)
     federation = found(path, address, plan or deployed_plan())
     federation.enrol("north")
     federation.accept("north")
