@@ -425,3 +425,29 @@ def test_replies_hold_config_values(tmp_path: Path) -> None:
         values = reply.content.config_records["values"]
         assert isinstance(values, ConfigRecord)
         assert values["node"] == reply.metadata.src_node_id
+
+
+_DIALLED: list[tuple[str, object]] = []
+_WATCHING = threading.Event()
+
+
+def _watch(event: str, arguments: tuple) -> None:
+    if _WATCHING.is_set() and event in ("socket.connect", "socket.getaddrinfo"):
+        _DIALLED.append((event, arguments[1] if event == "socket.connect" else arguments[:2]))
+
+
+def test_a_whole_exchange_dials_the_coordinator_and_nobody_else(tmp_path: Path) -> None:
+    sys.addaudithook(_watch)  # sees every connection and every look-up that Python makes
+    _DIALLED.clear()
+    _WATCHING.set()
+    try:
+        with serving(make_world(tmp_path)) as (grid, _):
+            replies = grid.send_and_receive(questions(grid, STATE), timeout=60.0)
+            assert len(list(replies)) == 3
+            port = grid.port
+    finally:
+        _WATCHING.clear()
+    connected = {address for event, address in _DIALLED if event == "socket.connect"}
+    looked_up = {address[0] for event, address in _DIALLED if event == "socket.getaddrinfo"}
+    assert connected == {("127.0.0.1", port)}
+    assert looked_up <= {"127.0.0.1", b"127.0.0.1"}

@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from synth_client import enrol_cli
+from synth_client import enrol_cli, service_cli
 from synth_client.cli_options import HOME, HomeOption, OperatorOption, ReasonOption, SiteOption
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded
 
 app = typer.Typer(
     name="synth-client",
-    help="What a hospital's operator decides and sees: enrolment, the privacy budget, the plan.",
+    help="What a hospital's operator decides and sees: enrolment, budget, plan, service.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,6 +30,7 @@ plan_app = typer.Typer(
 app.add_typer(plan_app)
 app.command("init")(enrol_cli.init)
 app.command("accept")(enrol_cli.accept)
+service_cli.add_to(app)
 
 
 class AccountantName(StrEnum):

@@ -12,7 +12,7 @@ HomeOption = Annotated[
     Path,
     typer.Option(
         "--home",
-        envvar="SYNTHWARDHOME",
+        envvar="SYNTHWARD_HOME",
         help="Folder that holds sites/NAME; a run directory of synth-sim is one, too.",
     ),
 ]

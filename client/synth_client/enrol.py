@@ -53,7 +53,7 @@ def init_site(home: Path, name: str, new_keys: bool = False) -> tuple[Path, Enro
         EnrolmentError, PrivacyError: A key that is there is damaged, or others can read it.
         StorageError: The disk refused.
     """
-    if re.fullmatch(SITE_NAME, name) is None or name.endswith("\n"):
+    if re.fullmatch(SITE_NAME, name) is None:
         raise ConfigError(
             f"--site {name!r}: expected up to 64 letters, digits, - and _, the first no - or _"
         )
@@ -95,14 +95,15 @@ def make_keys(directory: Path, fresh: bool = False) -> PublicKeys:
         EnrolmentError, PrivacyError: A key that is there is damaged, or others can read it.
         StorageError: The disk refused.
     """
-    if fresh:
-        for path in (_private(directory), _node(directory), _signing(directory)):
-            path.unlink(missing_ok=True)
-    make_key(directory)
-    if not _node(directory).exists():
-        keys.make_node_key(_node(directory))
-    if not _signing(directory).exists():
-        keys.make_signing_key(_signing(directory))
+    keys.make_private_folder(directory / "keys")
+    makers = {
+        _private(directory): _make_agreement_key,
+        _node(directory): keys.make_node_key,
+        _signing(directory): keys.make_signing_key,
+    }
+    for path, make in makers.items():
+        if fresh or not path.exists():
+            make(path)
     return public_keys(directory)
 
 
@@ -144,8 +145,7 @@ def make_key(directory: Path) -> str:
     path = _private(directory)
     keys.make_private_folder(path.parent)
     if not path.exists():
-        secret = X25519PrivateKey.generate().private_bytes_raw()
-        replace_bytes(path, f"{secret.hex()}\n".encode(), mode=0o600)
+        _make_agreement_key(path)
     return public_bytes(load_key(directory)).hex()
 
 
@@ -190,6 +190,12 @@ def load_peers(directory: Path) -> dict[str, bytes]:
         raise PrivacyError(
             f"{path} holds no keys of peers; enrol this site with its peers"
         ) from err
+
+
+def _make_agreement_key(path: Path) -> None:
+    """Make an X25519 private key and keep it at ``path``, for its owner only."""
+    secret = X25519PrivateKey.generate().private_bytes_raw()
+    replace_bytes(path, f"{secret.hex()}\n".encode(), mode=0o600)
 
 
 def _settings(name: str) -> str:

@@ -84,6 +84,9 @@ def accept(
     peers = accept_kit(directory, signed, told or None, who, replacing)
     kit = signed.kit
     typer.echo(f"accepted kit {kit.serial} of {kit.federation}, server {kit.address}")
+    own = kit.member(site)
+    if own is not None:
+        typer.echo(f"  {site} is enrolled until {own.valid_until:%Y-%m-%d}")
     for peer in peers:
         typer.echo(f"  {peer.change:7}  {peer.name}  X25519 {peer.fingerprint}")
     typer.echo(f"fingerprint of all members: {kit.members_fingerprint()}")

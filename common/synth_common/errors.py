@@ -106,6 +106,24 @@ class EnrolmentError(SynthwardError):
     exit_code = 16
 
 
+class LimitError(SynthwardError):
+    """A site's own limits forbid it now: rounds a day, hours, or too few patients."""
+
+    exit_code = 17
+
+
+class ReadinessError(SynthwardError):
+    """``synth-client doctor`` found something that would make a round fail."""
+
+    exit_code = 18
+
+
+class RunningError(SynthwardError):
+    """A site's service runs already, or is needed and does not run."""
+
+    exit_code = 19
+
+
 class UnreachableError(SynthwardError):
     """The coordinator cannot be reached, or is not the one that the kit names."""
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -27,6 +28,7 @@ once, also that no more sites than planned collude; training rounds stay local."
 Accountant = Literal["prv", "rdp", "pld"]
 Tune = Literal["all", "last", "adapters"]
 """What DP-SGD trains of a private network that starts from public weights."""
+Device = Literal["auto", "cpu", "cuda"]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
@@ -160,7 +162,7 @@ class TrainingPlan(StrictModel):
     draws_per_image: Annotated[int, Field(ge=1, le=64)] = 1
     augment_shift: Annotated[int, Field(ge=0, le=16)] = 0
     augment_flip: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     @property
     def total_steps(self) -> int:
@@ -415,9 +417,37 @@ def validate(model: type[_Model], values: Mapping[str, Any], where: str) -> _Mod
             if not item["loc"]:  # what settings mean together; the message names them
                 problems.append(item["msg"].removeprefix("Value error, "))
             elif item["type"] == "extra_forbidden":
-                problems.append(f"{key}: unknown key (value {item['input']!r})")
+                meant = _meant(model, item["loc"])
+                problems.append(f"{key}: unknown key (value {item['input']!r}){meant}")
             elif item["type"] == "missing":
                 problems.append(f"{key}: required, but not given")
             else:
                 problems.append(f"{key} = {item['input']!r}: {item['msg']}")
         raise ConfigError(f"{where}: " + "; ".join(problems)) from err
+
+
+def _meant(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """``; did you mean ...`` for an unknown key, or the keys there are; empty without any."""
+    places = [model]
+    for part in location[:-1]:
+        steps = [p.model_fields[part].annotation for p in places if part in p.model_fields]
+        if steps:  # otherwise a list's index, or the kind that chose among several models
+            places = [found for step in steps for found in _models(step)]
+        else:
+            chosen = [
+                p for p in places if part == getattr(p.model_fields.get("kind"), "default", 0)
+            ]
+            places = chosen or places
+    names = sorted({name for place in places for name in place.model_fields})
+    close = get_close_matches(str(location[-1]), names, n=1, cutoff=0.7)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(names)}" if names else ""
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The configuration models in a type, however deep in unions and lists."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)

@@ -14,7 +14,7 @@ from synth_common.terminal import guarded
 from synth_server import service_cli
 
 if TYPE_CHECKING:
-    from synth_server.enrol import Issued
+    from synth_server.kits import Issued
     from synth_server.members import Member
 
 app = typer.Typer(
@@ -99,15 +99,22 @@ def members(
     folder: FolderArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
 ) -> None:
-    """List the sites: enrolled until when, expired, or revoked and why."""
+    """List the sites: enrolled until when, expired, or revoked and why.
+
+    Prints the authority's fingerprint again, for hospitals that ask for it.
+    """
+    from synth_common.certificates import certificate_fingerprint, read_certificate
     from synth_server.members import read_members
     from synth_server.settings import ServerFolder, load_settings
 
-    load_settings(ServerFolder(folder))  # says where there is no coordinator
+    settings = load_settings(ServerFolder(folder))
     found = read_members(ServerFolder(folder))
     if as_json:
         typer.echo(json.dumps([_row(member) for member in found], indent=2))
         return
+    authority = read_certificate(ServerFolder(folder).keys / "ca.crt")
+    typer.echo(f"{settings.name}, {settings.address}")
+    typer.echo(f"fingerprint of its authority: {certificate_fingerprint(authority)}")
     if not found:
         typer.echo(f"nobody is enrolled: synth-server enrol {folder} REQUEST...")
     for member in found:

@@ -1,7 +1,7 @@
-"""Enrolling sites: requests come in, kits go out, members are revoked and renewed.
+"""Enrolling sites: requests come in, members are enrolled, revoked and renewed.
 
-Every change writes the kits of all enrolled sites anew, under the next serial number, since
-each kit names all members. Private keys of sites never come here.
+Every change writes the kits of all enrolled sites anew (:mod:`synth_server.kits`). Private keys of
+sites never come here.
 """
 
 from __future__ import annotations
@@ -9,55 +9,37 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 
 from synth_common import wall_clock
-from synth_common.enrolment import (
-    EnrolmentRequest,
-    Kit,
-    KitMember,
-    PublicKeys,
-    first_repeated,
-    readable,
-)
-from synth_common.errors import ConfigError, EnrolmentError, StorageError
+from synth_common.enrolment import EnrolmentRequest, PublicKeys, first_repeated, readable
+from synth_common.errors import ConfigError, EnrolmentError, StorageError, SynthwardError
 from synth_common.keys import make_private_folder
-from synth_common.plan import Plan
 from synth_common.reporting.files import replace_text
-from synth_common.signed_files import read_file, read_request, sign_kit
+from synth_common.signed_files import read_file, read_request
 from synth_server.authority import kit_signer, make_identity, renew_identity
-from synth_server.members import FormerKeys, Member, Revocation, read_members, write_member
+from synth_server.kits import Issued, issue_kits
+from synth_server.members import (
+    MOST_REASON,
+    FormerKeys,
+    Member,
+    Revocation,
+    read_member,
+    read_members,
+    write_member,
+)
 from synth_server.settings import (
     ServerFolder,
-    ServerSettings,
     load_plan,
     load_settings,
     render_settings,
 )
 
-MEMBER_DAYS = 365
 _MOST_DAYS = 3650
-
-
-@dataclass(frozen=True)
-class Issued:
-    """Kits that were written.
-
-    Attributes:
-        serial: Of all of them.
-        kits: Path of each site's.
-        members_fingerprint: What the operators of all sites compare.
-        wanted: Fewest sites that the plan needs.
-    """
-
-    serial: int
-    kits: dict[str, Path]
-    members_fingerprint: str
-    wanted: int
+_SKEW = timedelta(days=1)
 
 
 def init_server(folder: ServerFolder, name: str, address: str, plan_file: Path) -> x509.Certificate:
@@ -110,6 +92,7 @@ def enrol(folder: ServerFolder, files: Sequence[Path], days: int) -> tuple[list[
         members = read_members(folder)
         known = {member.name: member for member in members}
         for request in requests:
+            _require_not_ahead(request, now)
             if request.site in known:
                 raise EnrolmentError(_already(known[request.site], folder))
         _require_unique(members, [(request.site, request.keys) for request in requests])
@@ -117,7 +100,7 @@ def enrol(folder: ServerFolder, files: Sequence[Path], days: int) -> tuple[list[
             Member(
                 name=request.site,
                 keys=request.keys,
-                requested=_not_ahead(request, now),
+                requested=request.made,
                 enrolled=now,
                 valid_until=until,
             )
@@ -126,7 +109,7 @@ def enrol(folder: ServerFolder, files: Sequence[Path], days: int) -> tuple[list[
         kit_signer(folder)  # before anything is written
         for member in new:
             write_member(folder, member)
-        return new, _issue(folder)
+        return new, issue_kits(folder)
 
 
 def revoke(folder: ServerFolder, name: str, reason: str) -> tuple[Member, Issued]:
@@ -137,16 +120,24 @@ def revoke(folder: ServerFolder, name: str, reason: str) -> tuple[Member, Issued
         ConfigError: No reason is given.
         StorageError: The disk refused.
     """
-    if not reason.strip():
-        raise ConfigError("--reason is empty: say why the site is revoked; it is told so")
+    if not 1 <= len(reason.strip()) <= MOST_REASON:
+        raise ConfigError(
+            f"--reason has {len(reason.strip())} characters, expected 1 to {MOST_REASON}: say why "
+            "the site is revoked; it is told so"
+        )
     with _alone(folder):
-        member = _find(folder, name)
+        member = read_member(folder, name)
         if member.revoked is not None:
             raise EnrolmentError(f"{member.refusal()}; nothing was written")
         revocation = Revocation(when=wall_clock.now(), reason=reason.strip())
         member = member.model_copy(update={"revoked": revocation})
         write_member(folder, member)  # first: it holds even if the kits cannot be written
-        return member, _issue(folder)
+        try:
+            return member, issue_kits(folder)
+        except SynthwardError as err:
+            raise EnrolmentError(
+                f"site {name} IS revoked, but the others' kits could not be written: {err}"
+            ) from err
 
 
 def renew_member(
@@ -170,13 +161,14 @@ def renew_member(
     if request.site != name:
         raise EnrolmentError(f"--site {name}, but {file} is a request of site {request.site}")
     with _alone(folder):
-        member = _find(folder, name)
+        member = read_member(folder, name)
         if request.made <= member.requested:
             raise EnrolmentError(
                 f"{file} was made {request.made:%Y-%m-%d %H:%M:%S}, not after the request of "
                 f"{member.requested:%Y-%m-%d %H:%M:%S} that is in force: have the site make a "
                 f"fresh one with synth-client init --site {name}"
             )
+        _require_not_ahead(request, now)
         changed = request.keys != member.keys
         former = member.former
         if changed or member.revoked is not None:
@@ -184,7 +176,7 @@ def renew_member(
         updated = member.model_copy(
             update={
                 "keys": request.keys,
-                "requested": _not_ahead(request, now),
+                "requested": request.made,
                 "valid_until": until,
                 "revoked": None,
                 "former": former,
@@ -195,7 +187,7 @@ def renew_member(
         _require_not_given_up(updated, stays=member.keys if member.revoked is None else None)
         kit_signer(folder)
         write_member(folder, updated)
-        return updated, changed, _issue(folder)
+        return updated, changed, issue_kits(folder)
 
 
 def renew_server(folder: ServerFolder) -> tuple[x509.Certificate, Issued]:
@@ -210,56 +202,7 @@ def renew_server(folder: ServerFolder) -> tuple[x509.Certificate, Issued]:
     """
     with _alone(folder):
         certificate = renew_identity(folder, load_settings(folder))
-        return certificate, _issue(folder)
-
-
-def _issue(folder: ServerFolder) -> Issued:
-    """Write the kit of every enrolled site; kits of others are taken away."""
-    settings, plan, signer = load_settings(folder), load_plan(folder.plan), kit_signer(folder)
-    kit = _kit(folder, settings, plan)
-    text = sign_kit(kit, signer)
-    make_private_folder(folder.kits)
-    names = [member.name for member in kit.members]
-    replace_text(_serial(folder), f"{kit.serial}\n")  # first: a serial is never used twice
-    written = {name: replace_text(folder.kits / f"{name}.json", text) for name in names}
-    for path in folder.kits.glob("*.json"):
-        if path.stem not in written:
-            path.unlink()
-    wanted = max(plan.federation.min_sites, plan.release_sites)
-    return Issued(kit.serial, written, kit.members_fingerprint(), wanted)
-
-
-def _kit(folder: ServerFolder, settings: ServerSettings, plan: Plan) -> Kit:
-    """The next kit: the same for all sites, so that they can compare it."""
-    members = [member for member in read_members(folder) if member.state() == "enrolled"]
-    return Kit(
-        federation=settings.name,
-        serial=_last_serial(folder) + 1,
-        issued=wall_clock.now(),
-        address=settings.address,
-        plan=plan,
-        members=tuple(
-            KitMember(name=m.name, keys=m.keys, valid_until=m.valid_until) for m in members
-        ),
-    )
-
-
-def _serial(folder: ServerFolder) -> Path:
-    return folder.kits / "serial"
-
-
-def _last_serial(folder: ServerFolder) -> int:
-    """The last serial number that was used; 0 before the first."""
-    path = _serial(folder)
-    if not path.exists() and not any(folder.kits.glob("*.json")):
-        return 0
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError) as err:
-        raise EnrolmentError(
-            f"{path} is missing or damaged: write the highest serial number of the kits that sites "
-            "have accepted into it"
-        ) from err
+        return certificate, issue_kits(folder)
 
 
 def _until(now: datetime, days: int) -> datetime:
@@ -268,12 +211,13 @@ def _until(now: datetime, days: int) -> datetime:
     return now + timedelta(days=days)
 
 
-def _not_ahead(request: EnrolmentRequest, now: datetime) -> datetime:
-    """When a request was made, by our clock at the latest.
-
-    Else a request of a site whose clock ran ahead could not be followed by another one for long.
-    """
-    return min(request.made, now)
+def _require_not_ahead(request: EnrolmentRequest, now: datetime) -> None:
+    """Refuse a request from the future: no later one could follow it for long."""
+    if request.made > now + _SKEW:
+        raise EnrolmentError(
+            f"the request of site {request.site} was made {request.made:%Y-%m-%d %H:%M}, and it is "
+            f"{now:%Y-%m-%d %H:%M} UTC here: have the site correct its clock and make a fresh one"
+        )
 
 
 def _already(member: Member, folder: ServerFolder) -> str:
@@ -284,14 +228,6 @@ def _already(member: Member, folder: ServerFolder) -> str:
         f"site {member.name} is enrolled already, until {member.valid_until:%Y-%m-%d}; for a fresh "
         f"request of the same site: {again}"
     )
-
-
-def _find(folder: ServerFolder, name: str) -> Member:
-    members = {member.name: member for member in read_members(folder)}
-    if name not in members:
-        known = ", ".join(members) or "nobody"
-        raise EnrolmentError(f"no site {name!r} was enrolled here; there is {known}")
-    return members[name]
 
 
 def _give_up(member: Member, now: datetime) -> FormerKeys:

@@ -6,8 +6,9 @@ site's next request, without a restart.
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,13 +25,14 @@ from synth_common.reporting.files import replace_text
 from synth_server.settings import ServerFolder
 
 State = Literal["enrolled", "expired", "revoked"]
+MOST_REASON = 500
 
 
 class Revocation(StrictModel):
     """When a site was turned away, and why; the reason is told to the site."""
 
     when: AwareDatetime
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    reason: Annotated[str, Field(min_length=1, max_length=MOST_REASON)]
 
 
 class FormerKeys(StrictModel):
@@ -88,9 +90,28 @@ def read_members(folder: ServerFolder) -> list[Member]:
     """All members, enrolled or not, in the order of their names.
 
     Raises:
-        EnrolmentError: A file is damaged; names it.
+        EnrolmentError: A file is damaged or cannot be read; names it.
     """
-    return [_read(path) for path in sorted(folder.sites.glob("*.json"))]
+    try:
+        return [_read(path) for path in sorted(folder.sites.glob("[!.]*.json"))]
+    except OSError as err:
+        raise EnrolmentError(f"cannot read member {err.filename}: {err.strerror}") from err
+
+
+def read_member(folder: ServerFolder, name: str) -> Member:
+    """One member, whatever has become of the others' files.
+
+    Raises:
+        EnrolmentError: There is no such site; or its file is damaged or cannot be read.
+    """
+    names = sorted(path.stem for path in folder.sites.glob("[!.]*.json"))
+    if name not in names:
+        there = ", ".join(names) or "nobody"
+        raise EnrolmentError(f"no site {name!r} was enrolled here; there is {there}")
+    try:
+        return _read(folder.sites / f"{name}.json")
+    except OSError as err:
+        raise EnrolmentError(f"cannot read member {err.filename}: {err.strerror}") from err
 
 
 def write_member(folder: ServerFolder, member: Member) -> None:
@@ -101,7 +122,8 @@ def write_member(folder: ServerFolder, member: Member) -> None:
 class Members:
     """The doorkeeper: which public keys are whose, and who is turned away.
 
-    A file that is damaged while the server runs turns its site away and no other.
+    A file that is damaged while the server runs turns its site away and no other. Requests come in
+    many threads, so what was read is replaced in one step.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -112,9 +134,7 @@ class Members:
             PrivacyError: Others can enter the folder of members, and could enrol themselves.
         """
         self._folder = ServerFolder(folder)
-        self._files: dict[Path, _File] = {}
-        self._keys: dict[str, Verdict | Member] = {}
-        self._lock = threading.Lock()
+        self._seen = _Seen({}, {})
         require_closed(self._folder.sites)
         read_members(self._folder)  # at the start a damaged file is an error
 
@@ -123,6 +143,9 @@ class Members:
 
         Args:
             public_key: P-384, PEM (SubjectPublicKeyInfo), as Flower writes it.
+
+        Raises:
+            OSError: The files cannot be read for now, so that there is no verdict.
         """
         found = self._current().get(public_key.decode(errors="replace").strip())
         if found is None:
@@ -146,55 +169,69 @@ class Members:
 
     def _current(self) -> Mapping[str, Verdict | Member]:
         """Node keys and what they stand for, once the files that changed are read."""
-        with self._lock:  # requests come in many threads
-            files = {path: _File.look(path) for path in self._folder.sites.glob("*.json")}
-            known = self._files
-            if files.keys() != known.keys() or any(
-                file.stamp != known[path].stamp for path, file in files.items()
-            ):
-                for path, file in files.items():
-                    file.read(known.get(path))
-                found = [item for file in files.values() for item in file.keys.items()]
-                # Keys in use come last: no other site's former key can shadow them.
-                self._keys = dict(sorted(found, key=lambda item: isinstance(item[1], Member)))
-                self._files = files
-            return self._keys
+        stamps = _stamps(self._folder.sites)
+        if stamps != {name: file.stamp for name, file in self._seen.files.items()}:
+            self._seen = _look(self._folder, stamps, self._seen.files)
+        return self._seen.keys
 
 
-@dataclass
+_Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class _File:
     """One member's file: what it looked like when it was read, and the keys in it."""
 
-    path: Path
-    stamp: tuple[int, int, int]
-    keys: dict[str, Verdict | Member]
+    stamp: _Stamp
+    keys: Mapping[str, Verdict | Member]
 
-    @staticmethod
-    def look(path: Path) -> _File:
-        """The file as it is now, not read yet."""
-        try:
-            found = path.stat()
-        except OSError:  # gone since it was listed
-            return _File(path, (0, 0, 0), {})
-        return _File(path, (found.st_ino, found.st_mtime_ns, found.st_size), {})
 
-    def read(self, before: _File | None) -> None:
-        """Take the keys in; those of a damaged file are turned away."""
-        if before is not None and self.stamp == before.stamp:
-            self.keys = before.keys
-            return
-        try:
-            member = _read(self.path)
-        except EnrolmentError:
-            refused = Verdict(
-                None, f"the coordinator's record of site {self.path.stem} is damaged; tell it so"
-            )
-            known = {} if before is None else before.keys
-            self.keys = dict.fromkeys(known, refused)
-            return
-        self.keys = {_mark(member.keys): member}
-        for former in member.former:
-            self.keys.setdefault(_mark(former.keys), Verdict(None, _replaced(member, former)))
+@dataclass(frozen=True)
+class _Seen:
+    """What was read: files by name, and all their keys."""
+
+    files: Mapping[str, _File]
+    keys: Mapping[str, Verdict | Member]
+
+
+def _stamps(folder: Path) -> dict[str, _Stamp]:
+    """What the files of all members look like, by site; costs a request microseconds a member."""
+    stamps = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".json") and not entry.name.startswith("."):
+                with suppress(FileNotFoundError):  # gone since it was listed
+                    found = entry.stat()
+                    stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+                    stamps[entry.name.removesuffix(".json")] = stamp
+    return stamps
+
+
+def _look(folder: ServerFolder, stamps: Mapping[str, _Stamp], before: Mapping[str, _File]) -> _Seen:
+    """Read the files that changed."""
+    files = {}
+    for name, stamp in stamps.items():
+        known = before.get(name)
+        if known is not None and known.stamp == stamp:
+            files[name] = known
+        else:
+            files[name] = _File(stamp, _keys_in(folder.sites / f"{name}.json", known))
+    found = [item for file in files.values() for item in file.keys.items()]
+    # Keys in use come last: no other site's former key can shadow them.
+    return _Seen(files, dict(sorted(found, key=lambda item: isinstance(item[1], Member))))
+
+
+def _keys_in(path: Path, before: _File | None) -> Mapping[str, Verdict | Member]:
+    """The keys in a file; those that a damaged one held are turned away."""
+    try:
+        member = _read(path)
+    except FileNotFoundError:
+        return {}
+    except EnrolmentError:
+        words = f"the coordinator's record of site {path.stem} is damaged; tell it so"
+        return dict.fromkeys({} if before is None else before.keys, Verdict(None, words))
+    former = {_mark(old.keys): Verdict(None, _replaced(member, old)) for old in member.former}
+    return {**former, _mark(member.keys): member}
 
 
 def _mark(keys: PublicKeys) -> str:
@@ -210,11 +247,9 @@ def _replaced(member: Member, former: FormerKeys) -> str:
 
 
 def _read(path: Path) -> Member:
-    """One member's file."""
+    """One member's file. Raises EnrolmentError if it is damaged, and OSError."""
     try:
         member = Member.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise EnrolmentError(f"cannot read member {path}: {err.strerror}") from err
     except (ValidationError, UnicodeDecodeError) as err:
         raise EnrolmentError(f"{path} is damaged; restore it from a backup: {err}") from err
     if member.name != path.stem:

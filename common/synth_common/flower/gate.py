@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.server.superlink.linkstate import LinkState
@@ -136,9 +136,13 @@ class Gate:
             return
         try:
             self._admit(scope)
-            await self._app(scope, self._bounded(scope, receive), send)
         except _Turned as turned:
             await turned.response(scope, receive, send)
+            return
+        body = _Body(receive, send, self._max_request_bytes)
+        await self._app(scope, body.receive, body.send)
+        if body.turned is not None:
+            await body.turned.response(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
         path, method = scope["path"], scope["method"]
@@ -156,7 +160,7 @@ class Gate:
         if length is not None and not length.isdigit():
             raise _Turned(400, "the content-length is no number")
         if length is not None and int(length) > self._max_request_bytes:
-            raise _Turned(413, self._too_large())
+            raise _Turned(413, _too_large(self._max_request_bytes))
 
     def _judge(self, headers: dict[str, bytes]) -> tuple[str, bytes]:
         """The site and its key. Why somebody is turned away, only the key's owner learns."""
@@ -167,34 +171,49 @@ class Gate:
             raise _Turned(403, "turned away", reason)
         return verdict.name, key
 
-    def _too_large(self) -> str:
-        return f"a request may have {self._max_request_bytes} bytes"
 
-    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """``receive`` that stops reading when the body is too large, or too slow.
+def _too_large(most: int) -> str:
+    return f"a request may have {most} bytes"
 
-        Raises HTTPException, which Flower's middleware around the reader answers.
-        """
-        read = 0
-        until = time.monotonic() + _BODY_SECONDS
-        whole = False
 
-        async def bounded() -> Event:
-            nonlocal read, whole
-            if whole:
-                return await receive()  # only news of a disconnection is left
-            try:
-                event = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
-            except TimeoutError:
-                detail = "the body did not come in time"
-                raise HTTPException(408, detail, _CLOSE) from None
-            read += len(event.get("body", b""))
-            if read > self._max_request_bytes:
-                raise HTTPException(413, self._too_large(), _CLOSE)
-            whole = not event.get("more_body", False)
-            return event
+class _Body:
+    """A request's body, which is given up when it is too large or too slow.
 
-        return bounded
+    To the app that looks as if the peer had hung up; what it answers then is not sent, and
+    the gate answers with ``turned`` instead. (An exception would not get through the tasks
+    that Starlette's middlewares run each other in.)
+    """
+
+    def __init__(self, receive: Receive, send: Send, most: int) -> None:
+        self.turned: _Turned | None = None
+        self._receive, self._send, self._most = receive, send, most
+        self._until = time.monotonic() + _BODY_SECONDS
+        self._read = 0
+        self._whole = False
+
+    async def receive(self) -> Event:
+        """See ASGI."""
+        if self._whole:
+            return await self._receive()  # only news of a disconnection is left
+        left = max(0.0, self._until - time.monotonic())
+        try:
+            event = await asyncio.wait_for(self._receive(), left)
+        except TimeoutError:
+            return self._give_up(408, "the body did not come in time")
+        self._read += len(event.get("body", b""))
+        if self._read > self._most:
+            return self._give_up(413, _too_large(self._most))
+        self._whole = not event.get("more_body", False)
+        return event
+
+    async def send(self, event: Event) -> None:
+        """See ASGI."""
+        if self.turned is None:
+            await self._send(event)
+
+    def _give_up(self, status: int, reason: str) -> Event:
+        self.turned = _Turned(status, reason)
+        return {"type": "http.disconnect"}
 
 
 def _signer(headers: dict[str, bytes]) -> bytes:

@@ -48,7 +48,7 @@ __all__ = ["Doorkeeper", "LinkGrid", "Listener", "Verdict", "open_link"]
 INSTALLED = "synthward/installed"  # the name of the bundle, and all there is of it
 _FOREVER = 10 * 365 * 86400.0  # see LinkGrid: a deadline is not a time to live
 _START_SECONDS = 30.0
-_STOP_SECONDS = 5
+_STOP_SECONDS = 1
 _MAX_CONNECTIONS = 512
 _DATA_ERROR = 1000 + DataError.exit_code  # as in synth_common.messages
 
@@ -385,6 +385,7 @@ def _serving(listener: Listener, app: Gate, bound: socket.socket) -> Iterator[No
             app,
             ssl_certfile=listener.certificate,
             ssl_keyfile=listener.key,
+            loop="asyncio",
             http="h11",
             ws="none",
             lifespan="off",
@@ -414,4 +415,4 @@ def _serving(listener: Listener, app: Gate, bound: socket.socket) -> Iterator[No
         yield
     finally:
         server.should_exit = True
-        thread.join(2 * _STOP_SECONDS)
+        thread.join(10 * _STOP_SECONDS)
