@@ -39,7 +39,6 @@ def _functions():
     from flwr.app.metadata import Metadata
     from flwr.common.serde import message_from_proto, message_to_proto
     from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
-    from flwr.supercore.error import http_error_translator
     from flwr.supercore.inflatable import inflatable_object as objects
     from flwr.supercore.inflatable import inflatable_protobuf_utils as transfers
     from flwr.supercore.inflatable import inflatable_utils as pulls
@@ -47,6 +46,7 @@ def _functions():
     from flwr.supercore.primitives import asymmetric
     from flwr.supercore.protobuf.client import ProtobufClient
     from flwr.superlink.federation import NoOpFederationManager
+    from flwr.superlink.servicer.fleet import fleet_handlers as handlers
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
     state, store = InMemoryLinkState, InMemoryObjectStore
@@ -101,7 +101,14 @@ def _functions():
         (asymmetric.public_key_to_bytes, ["public_key"]),
         (asymmetric.bytes_to_public_key, ["public_key_bytes"]),
         (asymmetric.verify_signature, ["public_key", "message", "signature"]),
-        (http_error_translator, ["request", "call_next"]),
+        (handlers.activate_node, ["request", "state"]),
+        (handlers.deactivate_node, ["request", "state"]),
+        (handlers.send_node_heartbeat, ["request", "state"]),
+        (handlers.pull_messages, ["request", "state", "store"]),
+        (handlers.push_messages, ["request", "state"]),
+        (handlers.pull_object, ["request", "state"]),
+        (handlers.push_object, ["request", "state"]),
+        (handlers.confirm_message_received, ["request", "state", "store"]),
         (NodeAuthHttpInterceptor, ["private_key", "public_key"]),
         (NodeAuthHttpInterceptor.intercept, ["context", "call_next"]),
         (ProtobufClient._send, ["context", "stream"]),
@@ -120,11 +127,13 @@ def test_the_fleet_api_keeps_its_routes_and_requests() -> None:
     from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
     from flwr.superlink.routers.fleet.router import router
 
-    from synth_common.flower.gate import FLEET
+    from synth_common.flower.fleet import ROUTES
 
     served = {route.path for route in router.routes if isinstance(route, APIRoute)}
     closed = {f"/v1/fleet/{x}" for x in ("register-node", "unregister-node", "get-run", "get-fab")}
-    assert served == FLEET | closed, "a new route of Flower's must be let in or kept out on purpose"
+    assert served == set(ROUTES) | closed, (
+        "a new route of Flower's must be let in or kept out on purpose"
+    )
     fields = {
         "activate-node": {"public_key", "heartbeat_interval"},
         "deactivate-node": {"node_id"},
@@ -137,7 +146,18 @@ def test_the_fleet_api_keeps_its_routes_and_requests() -> None:
     }
     for name, wanted in fields.items():
         request = PROTOBUF_REQUEST_TYPES["POST", f"/v1/fleet/{name}"]
+        assert request is ROUTES[f"/v1/fleet/{name}"].kind
         assert wanted <= set(request.DESCRIPTOR.fields_by_name), name
+
+
+def test_every_error_of_the_fleet_api_has_a_status() -> None:
+    from flwr.supercore.error import ApiErrorCode
+    from flwr.supercore.error.catalog import API_ERROR_MAP
+
+    for code in ApiErrorCode:
+        if code.name.startswith("FLEET_"):
+            assert API_ERROR_MAP[code].public_message
+            assert 400 <= API_ERROR_MAP[code].http_status_code < 600
 
 
 def test_constants_that_both_ends_agree_on() -> None:

@@ -48,7 +48,8 @@ from link_peers import World, make_world, new_key, public_pem, questions
 
 from synth_common import messages
 from synth_common.flower import Message, RecordDict, arrays_of, state_of
-from synth_common.flower.gate import FLEET, HEALTH
+from synth_common.flower.fleet import ROUTES
+from synth_common.flower.gate import HEALTH
 from synth_common.flower.link import LinkGrid, open_link
 
 
@@ -191,7 +192,7 @@ def _superlink_routes() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("who", ["stranger", "east"])
 def test_no_route_but_the_needed_ones_answers(port: Port, who: str) -> None:
     peer = getattr(port, who)
-    kept = {("POST", path) for path in FLEET} | {("GET", HEALTH), ("HEAD", HEALTH)}
+    kept = {("POST", path) for path in ROUTES} | {("GET", HEALTH), ("HEAD", HEALTH)}
     tried = 0
     for method, path in _superlink_routes():
         if (method, path) not in kept:
@@ -205,7 +206,7 @@ def test_no_route_but_the_needed_ones_answers(port: Port, who: str) -> None:
 
 
 def test_without_a_key_every_fleet_route_is_closed_and_health_is_not(port: Port) -> None:
-    for path in FLEET:
+    for path in ROUTES:
         assert port.stranger.send(path).status_code == 401
     assert port.stranger.send(HEALTH, method="GET").status_code == 200
 
@@ -400,7 +401,7 @@ def test_large_requests_are_refused_before_they_are_read(tmp_path: Path) -> None
         assert port.east.pull() is None  # the port is well
 
 
-@pytest.mark.parametrize("path", sorted(FLEET))
+@pytest.mark.parametrize("path", sorted(ROUTES))
 def test_garbage_is_a_bad_request(port: Port, path: str) -> None:
     garbage = b"\xff" * 50
     assert port.east.send(path, garbage).status_code == 400

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -39,7 +39,8 @@ from flwr.superlink.federation import NoOpFederationManager
 
 from synth_common.errors import ConfigError, DataError, FederationError, StorageError
 from synth_common.flower.desk import Desk, Letter
-from synth_common.flower.gate import Gate, Judge, Verdict, make_app
+from synth_common.flower.fleet import Fleet
+from synth_common.flower.gate import Gate, Judge, Verdict
 from synth_common.flower.records import quiet_logs
 from synth_common.flower.spool import ContentReader, Spool, SpooledStore
 
@@ -242,6 +243,7 @@ class LinkGrid(Grid):
         """
         until = None if timeout is None else time.monotonic() + timeout
         waiting = set(self.push_messages(messages))
+        del messages  # the generator behind it holds the tensors
         try:
             while waiting:
                 left = None if until is None else max(0.0, until - time.monotonic())
@@ -353,12 +355,8 @@ def open_link(listener: Listener, doorkeeper: Doorkeeper) -> Iterator[LinkGrid]:
     state = InMemoryLinkState(NoOpFederationManager(), store)
     roster = _Roster(state, doorkeeper)
     grid = LinkGrid(state, store, roster, listener)
-    app = make_app(
-        state,
-        grid.desk,
-        lambda inner: Gate(inner, doorkeeper, roster.heard, listener.max_request_bytes),
-    )
-    with _bound(listener) as bound, _serving(listener, app, bound):
+    gate = Gate(Fleet(state, grid.desk), doorkeeper, roster.heard, listener.max_request_bytes)
+    with _bound(listener) as bound, closing(gate), _serving(listener, gate, bound):
         grid.port = bound.getsockname()[1]
         yield grid
 
