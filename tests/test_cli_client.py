@@ -5,12 +5,13 @@ from __future__ import annotations
 import getpass
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from small_sites import OPERATOR, approve, small_plan, small_site
 
 from synth_client import cli
-from synth_client.budget import rounds_that_fit, statement
+from synth_client.budget import PlanOutlook, _outlook_line, rounds_that_fit, statement
 from synth_client.charge import plan_uses
 from synth_client.round import RoundRequest, train_round
 from synth_client.site import save_site
@@ -70,6 +71,27 @@ def test_the_account_says_what_was_spent_on_what_and_what_remains(tmp_path, run)
     assert account["spent"] == pytest.approx(spent)
     assert account["runs"][0]["interrupted"] == 1
     assert account["outlook"]["rounds_left"] == 1  # of the spare that calibration kept
+    assert account["outlook"]["made"] == 2
+    assert "the budget bears 1 further round; a whole run has 3" in out
+
+
+def test_a_budget_that_bears_no_more_says_what_another_round_would_cost(tmp_path, run):
+    site, _ = _trained(tmp_path, rounds=3)
+    with Ledger.hold(site.ledger_path) as ledger:
+        history = ledger.history()
+        ledger.set_budget(Budget(epsilon(history, 1e-5, "prv") + 0.01, 1e-5), OPERATOR)
+    another = epsilon([*history, history[-1]], 1e-5, "prv")
+    _, out, _ = run("budget", "--site", "north")
+    last = out.splitlines()[-1]
+    assert "its 3 rounds are made; nothing more fits: another round at noise" in last
+    assert f"would bring epsilon to {another:.4f}, above the budget of" in last
+    assert " 0 " not in last
+    release = PlanOutlook("d" * 64, 0, 1, 0, 9.5, 3.7, 1.0)
+    line = _outlook_line(release, Budget(8.0, 1e-5))
+    assert "its release is made; nothing more fits: another release at noise 3.7000" in line
+    assert "to 9.5000, above the budget of 8" in line
+    fresh = _outlook_line(replace(release, made=0, rounds_left=2), Budget(8.0, 1e-5))
+    assert fresh.endswith("the budget bears 2 further releases")
 
 
 def test_rounds_left_is_the_last_number_that_fits():
@@ -92,7 +114,7 @@ def test_a_budget_without_end_is_shown_at_once(tmp_path, run, epsilon):
     _trained(tmp_path, rounds=1)
     code, out, _ = run("budget", "--site", "north", "--set", epsilon, "--reason", "x")
     assert code == 0
-    assert "lasts for 30 or more of the 3 rounds" in out
+    assert "the budget bears 30 or more further rounds; a whole run has 3" in out
 
 
 def test_an_overspent_budget_says_so_everywhere(tmp_path, run):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 from simulation_scenario import write_tiny
 
+from synth_client import cli as client_cli
 from synth_common.errors import CheckpointError, SynthwardError
 from synth_common.terminal import guarded
-from synth_sim import cli
+from synth_sim import audit_cli, cli
 
 _REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
 
@@ -42,7 +45,6 @@ def test_the_reference_is_what_the_commands_say() -> None:
 
 def test_every_option_of_every_command_is_in_the_reference_with_a_meaning() -> None:
     import click
-    import typer
 
     text = _REFERENCE.read_text(encoding="utf-8")
     group = typer.main.get_command(cli.app)
@@ -53,6 +55,49 @@ def test_every_option_of_every_command_is_in_the_reference_with_a_meaning() -> N
             if isinstance(parameter, click.Option):
                 (row,) = [r for r in section.splitlines() if f"`{parameter.opts[0]}`" in r]
                 assert len(row.split("|")[4].strip()) > 10
+
+
+@pytest.mark.parametrize("name", ["phantom-hospitals", "chest-xray-hospitals", "nuclei"])
+def test_keys_are_listed_as_set_takes_them(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    from synth_common.validation import known_keys
+    from synth_sim.scenario import Scenario, load_scenario
+
+    code, out, _ = _call(capsys, "keys", name)
+    assert code == 0
+    lines = out.splitlines()
+    taken = [line for line in lines if not line.endswith(" (not set)")]
+    assert load_scenario(name, taken) == load_scenario(name)
+    shown = {line.partition("=")[0].removesuffix(" (not set)") for line in lines}
+    sections = {key.rpartition(".")[0] for key in known_keys(Scenario)}
+    missing = set(known_keys(Scenario)) - shown - sections
+    assert missing <= {"data.sources", "data.reference", "partition.sites"}
+    assert len(lines) == len(shown)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("--epsilon", "--set privacy.epsilon=VALUE"),
+        ("--patients-per-step", "--set training.patients_per_step=VALUE"),
+        ("--colluders", "--set release.embedding.colluders=VALUE"),
+    ],
+)
+def test_a_setting_typed_as_an_option_gets_the_set_that_was_meant(
+    capsys: pytest.CaptureFixture[str], option: str, hint: str
+) -> None:
+    code, _, err = _call(capsys, "run", "phantom-hospitals", option, "2")
+    assert code == 2
+    assert hint in " ".join(err.replace("│", " ").split())
+    code, _, err = _call(capsys, "run", "phantom-hospitals", "--bogus", "2")
+    assert (code, "--set" in err) == (2, False)
+
+
+def test_the_help_of_a_run_says_where_keys_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = _call(capsys, "run", "--help")
+    assert code == 0
+    words = " ".join(out.replace("│", " ").split())
+    assert "synth-sim keys SCENARIO" in words
+    assert "docs/reference/scenario.md" in words
 
 
 def test_list_names_every_packaged_scenario(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +112,16 @@ def test_list_names_every_packaged_scenario(capsys: pytest.CaptureFixture[str]) 
         "phantom-hospitals",
         "phantom-release",
     ]
+
+
+@pytest.mark.parametrize("app", [cli.app, client_cli.app, audit_cli.app])
+def test_every_command_says_its_version(
+    capsys: pytest.CaptureFixture[str], app: typer.Typer
+) -> None:
+    assert guarded(lambda: app(["--version"], standalone_mode=True)) == 0
+    assert capsys.readouterr().out == f"synthward {version('synthward')}\n"
+    section = f"## {app.info.name}\n"
+    assert "`--version`" in _REFERENCE.read_text().split(section)[1].split("\n## ")[0]
 
 
 @pytest.mark.parametrize("arguments", [("run",), ("run", "x", "--bogus"), ("walk",)])
@@ -94,21 +149,38 @@ def test_a_missing_data_root_says_both_ways_out(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SYNTHWARD_DATA", raising=False)
-    out = str(tmp_path / "run")
-    code, _, err = _call(capsys, "run", "mednist", "--out", out)
-    assert code == 3
-    assert "data.root" in err
-    assert "SYNTHWARD_DATA" in err
+    out = tmp_path / "run"
+    for command in ("run", "compare"):
+        code, _, err = _call(capsys, command, "chest-xray-hospitals", "--out", str(out))
+        assert code == 3
+        assert "data.root is not set, and neither is SYNTHWARD_DATA" in err
+        assert "--set data.root=FOLDER" in err
+        assert not out.exists()
 
 
 def test_a_missing_file_exits_3_and_names_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    code, _, err = _call(
-        capsys, "run", "mednist", "--out", str(tmp_path / "run"), "--set", f"data.root={tmp_path}"
-    )
+    out = tmp_path / "run"
+    wrong = ("--out", str(out), "--set", f"data.root={tmp_path}")
+    code, _, err = _call(capsys, "run", "mednist", *wrong)
     assert code == 3
+    assert f"data.root = '{tmp_path}' does not hold" in err
     assert "mednist64.npz" in err
+    assert not out.exists()
+
+
+def test_missing_weights_and_engines_are_refused_before_a_directory_is_made(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, tiny = tmp_path / "run", str(write_tiny(tmp_path))
+    named = ("--set", f"pretraining.sha256={'a' * 64}", "--set", "pretraining.public_data=drawn")
+    code, _, err = _call(capsys, "run", tiny, "--out", str(out), *named)
+    assert (code, "data.weights" in err) == (2, True)
+    monkeypatch.setattr("synth_common.flower.engine.find_spec", lambda name: None)
+    code, _, err = _call(capsys, "run", tiny, "--out", str(out), "--engine", "ray")
+    assert (code, "make install" in err) == (2, True)
+    assert not out.exists()
 
 
 def test_a_full_directory_is_refused_and_left_alone(

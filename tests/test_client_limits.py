@@ -17,9 +17,10 @@ from synth_common import clock
 from synth_common.clock import Moment, may_be_within, moment
 from synth_common.errors import ConfigError, LimitError
 from synth_common.generators import build_generator
-from synth_common.plan import Plan, validate
+from synth_common.plan import Plan
 from synth_common.privacy import chain
 from synth_common.privacy.ledger import Ledger
+from synth_common.validation import validate
 
 _NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

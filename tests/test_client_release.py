@@ -35,7 +35,7 @@ from synth_common.privacy import egress
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.ledger import Budget, Ledger
 from synth_common.privacy.release_noise import release_noise
-from synth_common.privacy.secure_sum import Grid, NoiseTerms, RunningSum
+from synth_common.privacy.secure_sum import Lattice, NoiseTerms, RunningSum
 from synth_common.privacy.statistics import embedding_sum
 from synth_common.randomness import SimulationNoise
 
@@ -78,10 +78,10 @@ def test_the_sum_of_the_replies_is_the_statistic_with_the_planned_noise(tmp_path
     plan, own = release_plan(trust), enrolled_sites(tmp_path)
     replies = [_ask(site, plan) for site in own]
     size = build_embedding(plan.generator).size
-    total = RunningSum(size, Grid())
+    total = RunningSum(size, Lattice())
     for reply in replies:
         total.add(_words(reply))
-    terms = NoiseTerms(release_noise(plan), size, Grid(), sites, 1 if sites > 1 else 0)
+    terms = NoiseTerms(release_noise(plan), size, Lattice(), sites, 1 if sites > 1 else 0)
     share = math.sqrt(terms.variance()) / 2**24
     noise = total.vector() - _exact(own, plan)
     assert noise.std() == pytest.approx(math.sqrt(3) * share, rel=6 / math.sqrt(2 * size))
@@ -199,7 +199,7 @@ def test_a_tighter_lifetime_budget_makes_a_site_add_all_that_is_missing_itself(t
     values = _ask(site, plan).values
     size = build_embedding(plan.generator).size
     own, planned = values["noise_multiplier"], release_noise(plan)
-    terms = NoiseTerms(planned, size, Grid(), 3, 1)
+    terms = NoiseTerms(planned, size, Lattice(), 3, 1)
     assert 4.9 < values["epsilon"] <= 5.0
     assert own > 1.2 * planned
     unit = (terms.sensitivity / 2**24) ** 2
@@ -476,6 +476,6 @@ def test_without_noise_a_release_needs_a_site_that_allows_it(tmp_path):
     site = small_site(tmp_path, "open", budget=math.inf)
     reply = _ask(site, plan)
     assert reply.values["noise_share"] == 0.0
-    total = RunningSum(len(_words(reply)), Grid())
+    total = RunningSum(len(_words(reply)), Lattice())
     total.add(_words(reply))
     assert np.abs(total.vector() - _exact([site], plan)).max() <= 0.5 / 2**24

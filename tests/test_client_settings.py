@@ -42,11 +42,16 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "key", "value", "words"),
     [
-        ("limits", "rounds_perday", 3, r"limits\.rounds_perday: .*did you mean 'rounds_per_day'"),
-        ("budget", "epslion", 3, r"budget\.epslion: .*did you mean 'epsilon'"),
-        ("data", "colour", 3, r"data\.colour: .*known are .*nominal_patients"),
-        ("limits", "rounds_per_day", 0, r"limits\.rounds_per_day = 0: .*greater than"),
-        ("budget", "epsilon", -1.0, r"budget\.epsilon = -1\.0: .*greater than"),
+        (
+            "limits",
+            "rounds_perday",
+            3,
+            r"limits\.rounds_perday: .*did you mean limits\.rounds_per_day\?",
+        ),
+        ("budget", "epslion", 3, r"budget\.epslion: .*did you mean budget\.epsilon\?"),
+        ("data", "colour", 3, r"data\.colour: unknown key"),
+        ("limits", "rounds_per_day", 0, r"limits\.rounds_per_day = 0: must be at least 1"),
+        ("budget", "epsilon", -1.0, r"budget\.epsilon = -1\.0: must be above 0"),
         ("budget", "epsilon", float("inf"), r"budget\.epsilon = inf"),
         ("server", "proxy", "proxy:3128", r"server\.proxy = 'proxy:3128': .*http://HOST:PORT"),
         ("server", "proxy", "http://proxy", r"server\.proxy = 'http://proxy': .*HOST:PORT"),
@@ -68,7 +73,7 @@ def test_a_refusal_names_the_key_the_value_and_the_fix(
 def test_a_key_of_a_source_is_suggested_from_its_kind(tmp_path: Path) -> None:
     changed = values()
     changed["data"]["source"]["pth"] = changed["data"]["source"].pop("path")
-    with pytest.raises(ConfigError, match="did you mean 'path'"):
+    with pytest.raises(ConfigError, match=r"did you mean data\.source\.path\?"):
         _load(tmp_path, changed)
     changed["data"]["source"] = {"kind": "folder", "name": "a", "path": "b", "imagekey": "c"}
     with pytest.raises(ConfigError, match="known are kind, label_map, leave_out, licence, name"):

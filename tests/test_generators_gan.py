@@ -13,9 +13,10 @@ from torch import nn
 from synth_common.errors import ConfigError
 from synth_common.generators import build_generator
 from synth_common.generators.critic import CriticPace, constrain, spectral_norm
-from synth_common.plan import GeneratorPlan, Plan, TrainingPlan, validate
+from synth_common.plan import GeneratorPlan, Plan, TrainingPlan
 from synth_common.privacy.training import Mechanism, PrivateTrainer, Steps
 from synth_common.randomness import SimulationNoise
+from synth_common.validation import validate
 from synth_server.checkpoint import load_latest
 from synth_server.rounds import refined
 from synth_sim.run import RunOptions, run_scenario

@@ -11,7 +11,7 @@ import pytest
 from synth_common.errors import ConfigError, DataError
 from synth_common.images.preprocess import Target
 from synth_common.images.sources import Intake, NpzSource, load_source
-from synth_common.plan import validate
+from synth_common.validation import validate
 
 CLASSES = ("normal", "pneumonia")
 

@@ -14,7 +14,7 @@ from synth_common.images.imageset import ImageSet
 from synth_common.images.phantom import PhantomSource, draw
 from synth_common.images.preprocess import LUMA, Target
 from synth_common.images.sources import load_source
-from synth_common.plan import validate
+from synth_common.validation import validate
 
 LOOKS = ("radiograph", "ct", "mri", "histology")
 look_of = pytest.mark.parametrize("look", LOOKS)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from synth_common.errors import ConfigError
 from synth_common.images.imageset import ImageSet
-from synth_common.plan import validate
+from synth_common.validation import validate
 from synth_sim.partition import PartitionConfig, SiteShare, deal
 
 
@@ -233,19 +233,19 @@ def test_an_unknown_class_is_refused() -> None:
     [
         ({"alpha": 0.5}, "alpha belongs to"),
         ({"kind": "dirichlet"}, "alpha is required"),
-        ({"kind": "dirichlet", "alpha": 0}, "greater than 0"),
+        ({"kind": "dirichlet", "alpha": 0}, "above 0"),
         ({"kind": "quantity"}, "ratio is required"),
-        ({"kind": "quantity", "ratio": 0.5}, "greater than or equal to 1"),
+        ({"kind": "quantity", "ratio": 0.5}, "at least 1"),
         ({"kind": "one-class"}, "at least one site with classes"),
         ({"kind": "random"}, "kind = 'random'"),
         ({"sites": []}, "at least 1 item"),
         ({"sites": [{"name": "a"}, {"name": "A"}]}, "must differ"),
-        ({"sites": [{"name": "../a"}]}, "pattern"),
-        ({"sites": [{"name": "a", "share": 0}]}, "greater than 0"),
+        ({"sites": [{"name": "../a"}]}, "must be 1 to 64 letters"),
+        ({"sites": [{"name": "a", "share": 0}]}, "above 0"),
         ({"sites": [{"name": "a", "classes": ["b"]}]}, "classes belongs to"),
         ({"sites": [{"name": "a", "column": "b"}]}, "column belongs to"),
         ({"kind": "quantity", "ratio": 2, "sites": [{"name": "a", "share": 2}]}, "leave share out"),
-        ({"sites": [{"name": "a", "budget_epsilon": -1}]}, "greater than 0"),
+        ({"sites": [{"name": "a", "budget_epsilon": -1}]}, "above 0"),
         ({"sites": [{"name": "a", "shares": 1}]}, "unknown key"),
     ],
 )

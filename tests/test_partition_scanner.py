@@ -12,7 +12,7 @@ from synth_common.images.imageset import ImageSet
 from synth_common.images.phantom import PhantomSource
 from synth_common.images.preprocess import Target
 from synth_common.images.sources import load_source
-from synth_common.plan import validate
+from synth_common.validation import validate
 from synth_sim.scanner import Scanner, apply
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from synth_common.errors import PrivacyError
 from synth_common.privacy.pairwise_masks import MaskContext, public_bytes, total_mask
-from synth_common.privacy.secure_sum import SLACK, Grid, NoiseTerms, RunningSum, noisy
+from synth_common.privacy.secure_sum import SLACK, Lattice, NoiseTerms, RunningSum, noisy
 from synth_common.randomness import SecureNoise, SimulationNoise
 
 NAMES = ("alpha", "beta", "delta", "gamma")
@@ -22,7 +22,7 @@ KEYS = {
 }
 PUBLIC = {name: public_bytes(key) for name, key in KEYS.items()}
 CONTEXT = MaskContext("run", 1, NAMES, "digest")
-GRID = Grid()
+LATTICE = Lattice()
 SIZE = 60_000
 
 
@@ -32,9 +32,11 @@ def mask(
     return total_mask(name, KEYS[name], peers, context, size)
 
 
-def message(name: str, vector: np.ndarray, context: MaskContext = CONTEXT, grid: Grid = GRID):
-    words = noisy(vector, 10**12, grid, len(context.participants), SimulationNoise(7, name))
-    return grid.reduced(words + mask(name, context, len(vector)))
+def message(
+    name: str, vector: np.ndarray, context: MaskContext = CONTEXT, lattice: Lattice = LATTICE
+):
+    words = noisy(vector, 10**12, lattice, len(context.participants), SimulationNoise(7, name))
+    return lattice.reduced(words + mask(name, context, len(vector)))
 
 
 # ------------------------------------------------------------------ masks
@@ -122,7 +124,7 @@ def test_a_masked_vector_looks_uniform_whatever_is_in_it(shape):
 
 def test_the_same_test_tells_vectors_that_are_not_masked():
     for vector in STRUCTURED.values():
-        assert not looks_uniform(noisy(vector, 10**12, GRID, 4, SecureNoise()))
+        assert not looks_uniform(noisy(vector, 10**12, LATTICE, 4, SecureNoise()))
 
 
 def test_messages_of_swapped_sites_are_distributed_alike():
@@ -147,34 +149,34 @@ def test_the_sum_of_all_messages_but_one_looks_uniform_too():
 
 @pytest.mark.parametrize("bits", [48, 57, 64])
 def test_the_sum_of_masked_vectors_is_the_sum_of_the_vectors(bits):
-    grid, rng = Grid(scale_bits=20, modulus_bits=bits), np.random.default_rng(1)
+    lattice, rng = Lattice(scale_bits=20, modulus_bits=bits), np.random.default_rng(1)
     vectors = {name: rng.normal(0, 50, 500) for name in NAMES}
-    total = RunningSum(500, grid)
+    total = RunningSum(500, lattice)
     for name in reversed(NAMES):
-        words = noisy(vectors[name], 0, grid, 4, SecureNoise())
-        total.add(grid.reduced(words + mask(name, size=500)))
+        words = noisy(vectors[name], 0, lattice, 4, SecureNoise())
+        total.add(lattice.reduced(words + mask(name, size=500)))
     assert total.count == 4
-    assert np.abs(total.vector() - sum(vectors.values())).max() <= 4 * 0.5 / grid.scale
+    assert np.abs(total.vector() - sum(vectors.values())).max() <= 4 * 0.5 / lattice.scale
 
 
 def test_values_that_could_wrap_around_are_refused_by_name():
-    grid = Grid(scale_bits=20, modulus_bits=40)
-    largest = grid.room(4) / grid.scale
-    noisy(np.array([0.999 * largest, -0.999 * largest]), 0, grid, 4, SecureNoise())
+    lattice = Lattice(scale_bits=20, modulus_bits=40)
+    largest = lattice.room(4) / lattice.scale
+    noisy(np.array([0.999 * largest, -0.999 * largest]), 0, lattice, 4, SecureNoise())
     for value in (1.001 * largest, -1.001 * largest, math.nan, math.inf):
         with pytest.raises(PrivacyError, match="modulus_bits = 40 at scale_bits = 20"):
-            noisy(np.array([0.0, value]), 0, grid, 4, SecureNoise())
+            noisy(np.array([0.0, value]), 0, lattice, 4, SecureNoise())
     with pytest.raises(PrivacyError, match="modulus_bits"):  # it is the noise that is too large
-        noisy(np.zeros(1000), grid.room(4) ** 2 * 4, grid, 4, SecureNoise())
+        noisy(np.zeros(1000), lattice.room(4) ** 2 * 4, lattice, 4, SecureNoise())
     with pytest.raises(PrivacyError, match="over 4 sites"):
-        grid.require_room(most=1.001 * largest, deviation=0.0, sites=4)
-    grid.require_room(most=0.5 * largest, deviation=grid.room(4) / 40, sites=4)
+        lattice.require_room(most=1.001 * largest, deviation=0.0, sites=4)
+    lattice.require_room(most=0.5 * largest, deviation=lattice.room(4) / 40, sites=4)
 
 
 @pytest.mark.parametrize("bits", [(0, 64), (24, 24), (24, 65)])
-def test_impossible_grids_are_refused(bits):
+def test_impossible_lattices_are_refused(bits):
     with pytest.raises(PrivacyError, match="modulus_bits"):
-        Grid(*bits)
+        Lattice(*bits)
 
 
 # ------------------------------------------------------------------ the noise
@@ -182,12 +184,13 @@ def test_impossible_grids_are_refused(bits):
 
 def total_noise(terms: NoiseTerms, sites: int, factor: float = 1.0) -> np.ndarray:
     """The noise in a sum over so many honest sites, in steps of the grid."""
-    total = RunningSum(terms.coordinates, terms.grid)
+    total = RunningSum(terms.coordinates, terms.lattice)
     for i in range(sites):
         variance = int(terms.variance() * factor**2)
         zeros = np.zeros(terms.coordinates)
-        total.add(noisy(zeros, variance, terms.grid, terms.sites, SimulationNoise(i, terms.sites)))
-    return total.vector() * terms.grid.scale
+        noise = SimulationNoise(i, terms.sites)
+        total.add(noisy(zeros, variance, terms.lattice, terms.sites, noise))
+    return total.vector() * terms.lattice.scale
 
 
 def has_scale(values: np.ndarray, scale: float) -> bool:
@@ -198,7 +201,7 @@ def has_scale(values: np.ndarray, scale: float) -> bool:
 
 @pytest.mark.parametrize(("sites", "colluders"), [(1, 0), (3, 0), (3, 1), (5, 2), (8, 1)])
 def test_the_noise_of_the_sum_suffices_even_without_the_colluders(sites, colluders):
-    terms = NoiseTerms(3.73, 20_000, GRID, sites, colluders)
+    terms = NoiseTerms(3.73, 20_000, LATTICE, sites, colluders)
     whole = 3.73 * terms.sensitivity
     honest = total_noise(terms, sites - colluders)
     assert has_scale(honest, whole)
@@ -212,39 +215,39 @@ def test_the_noise_of_the_sum_suffices_even_without_the_colluders(sites, collude
 def test_the_sensitivity_covers_rounding():
     """Vectors that differ by 1 differ by no more on the grid, at the worst place for rounding."""
     for bits, size in [(1, 400), (4, 10_000), (24, 1000)]:
-        grid = Grid(scale_bits=bits)
-        terms = NoiseTerms(1.0, size, grid)
+        lattice = Lattice(scale_bits=bits)
+        terms = NoiseTerms(1.0, size, lattice)
         rng = np.random.default_rng(bits)
-        before = (rng.integers(-3, 4, size) + 0.5 - 1e-9) / grid.scale
+        before = (rng.integers(-3, 4, size) + 0.5 - 1e-9) / lattice.scale
         step = rng.normal(size=size)
         after = before + step / np.linalg.norm(step)
-        moved = np.linalg.norm(grid.rounded(after, 3) - grid.rounded(before, 3))
+        moved = np.linalg.norm(lattice.rounded(after, 3) - lattice.rounded(before, 3))
         assert moved <= terms.sensitivity
-    worst = NoiseTerms(1.0, 10_000, Grid(scale_bits=4))
+    worst = NoiseTerms(1.0, 10_000, Lattice(scale_bits=4))
     # Rounding matters here: without its share the bound would be broken.
-    grid = worst.grid
-    before = np.full(10_000, 0.5 - 1e-9) / grid.scale
+    lattice = worst.lattice
+    before = np.full(10_000, 0.5 - 1e-9) / lattice.scale
     after = before + 1.0 / math.sqrt(10_000)
-    moved = np.linalg.norm(grid.rounded(after, 3) - grid.rounded(before, 3))
-    assert grid.scale * (1 + SLACK) < moved <= worst.sensitivity
+    moved = np.linalg.norm(lattice.rounded(after, 3) - lattice.rounded(before, 3))
+    assert lattice.scale * (1 + SLACK) < moved <= worst.sensitivity
 
 
 def test_a_site_that_charges_itself_less_adds_what_is_missing_itself():
-    plan = NoiseTerms(2.0, 100, GRID, sites=4, colluders=1)
+    plan = NoiseTerms(2.0, 100, LATTICE, sites=4, colluders=1)
     whole = lambda multiplier: (multiplier * plan.sensitivity) ** 2  # noqa: E731
     own = plan.variance(own_multiplier=3.0)
     others = 2 * plan.variance()  # honest ones beside it
     assert own + others >= whole(3.0)
     assert own + others == pytest.approx(whole(3.0), rel=1e-9)
     assert plan.variance(own_multiplier=1.0) == plan.variance()  # never less than the plan
-    assert NoiseTerms(0.0, 100, GRID, 3).variance() == 0
+    assert NoiseTerms(0.0, 100, LATTICE, 3).variance() == 0
 
 
 def test_noise_so_small_that_being_discrete_costs_something_is_refused():
-    NoiseTerms(0.5, 200_000, GRID, 10, 1).require_negligible(1e-9)
-    NoiseTerms(0.0, 10, Grid(2, 30), 3).require_negligible(1e-9)  # none was promised
+    NoiseTerms(0.5, 200_000, LATTICE, 10, 1).require_negligible(1e-9)
+    NoiseTerms(0.0, 10, Lattice(2, 30), 3).require_negligible(1e-9)  # none was promised
     with pytest.raises(PrivacyError, match="scale_bits = 1"):
-        NoiseTerms(0.01, 4, Grid(1, 40), 40, 1).require_negligible(1e-5)
+        NoiseTerms(0.01, 4, Lattice(1, 40), 40, 1).require_negligible(1e-5)
     for colluders in (-1, 3):
         with pytest.raises(PrivacyError, match="colluders"):
-            NoiseTerms(1.0, 10, GRID, 3, colluders)
+            NoiseTerms(1.0, 10, LATTICE, 3, colluders)

@@ -133,9 +133,17 @@ def test_what_distinguishes_facts_keeps_them_apart() -> None:
     assert [r["balanced_accuracy"] for r in records["classification"]] == [0.9, 0.7]
 
 
+_RESUMES = [{"at": "the evaluation"}, {"at": "the evaluation"}, {"at_round": 3}]
+
+
 def test_every_resume_is_counted() -> None:
-    resumed = [Fact("run.resumed", {"at_round": 3}, "public", "tests") for _ in range(2)]
-    assert build_report(resumed)["run"]["resumed"] == [{"at_round": 3}] * 2
+    # Runs of before name the round by its number.
+    resumed = [Fact("run.resumed", value, "public", "tests") for value in _RESUMES]
+    report = build_report(resumed)
+    assert report["run"]["resumed"] == _RESUMES
+    told = [w["text"] for w in notices(report) if w["code"] == "resumed"]
+    assert ["continued at the evaluation." in text for text in told] == [True, True, False]
+    assert "continued at round 3." in told[2]
 
 
 def test_a_fact_that_no_section_shows_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from small_sites import small_plan
 
 from synth_common.errors import ConfigError
 from synth_common.generators import build_generator
-from synth_common.plan import validate
+from synth_common.validation import validate
 from synth_server.aggregation import aggregate, doubts, largest_update
 from synth_server.run_settings import AggregationConfig
 

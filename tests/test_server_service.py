@@ -253,7 +253,7 @@ def test_stop_finishes_the_reply_it_has_and_resume_ends_with_the_same_model(
     run(tmp_path / "server", hospitals, PLAN, AGAIN)
     assert _charges(hospitals) == {"east": 3, "north": 3, "west": 3}
     book = _book(tmp_path / "server")
-    assert [f.value for f in book.all("run.resumed")] == [{"at_round": 2}]
+    assert [f.value for f in book.all("run.resumed")] == [{"at": "round 2"}]
     assert book.value("run.rounds")["completed"] == 3
     assert _final(tmp_path / "server").keys() == _final(finished[0]).keys()
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from simulation_scenario import write_tiny
 
 from synth_common.errors import ConfigError, DataError
 from synth_common.facts import Fact
+from synth_common.plan import Family
+from synth_sim import cli
 from synth_sim.compare import CompareOptions, parse_seeds, run_comparison
 from synth_sim.compare_rows import row_fact
 from synth_sim.recipes import RECIPES, recipe_of
@@ -142,6 +146,22 @@ def test_a_family_set_beside_generators_is_refused_before_anything_runs(tmp_path
     with pytest.raises(ConfigError, match=r"generator\.family=gan.*called vae.*--generators"):
         run_comparison(options, print)
     assert not (tmp_path / "compare").exists()
+
+
+def test_a_case_that_a_scenario_cannot_have_is_named_with_the_way_out(tmp_path: Path) -> None:
+    changes = {"scenario": "phantom-release", "generators": ("vae", "curriculum"), "overrides": ()}
+    with pytest.raises(ConfigError, match=r"^--generators curriculum at .*; set training\.rounds"):
+        run_comparison(_options(tmp_path, **changes), print)
+    assert not (tmp_path / "compare").exists()
+
+
+def test_the_default_compares_every_family_and_the_help_names_every_choice() -> None:
+    hint = get_type_hints(cli.compare, include_extras=True)["generators"]
+    chosen = inspect.signature(cli.compare).parameters["generators"].default.split(",")
+    assert {*get_args(Family), "curriculum"} == set(chosen)
+    (said,) = (item.help for item in hint.__metadata__)
+    assert all(name in said for name in (*get_args(Family), *RECIPES))
+    assert all(recipe_of(name) for name in chosen)
 
 
 def test_what_makes_a_recipe_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

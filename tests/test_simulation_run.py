@@ -132,7 +132,9 @@ def test_a_finished_run_is_not_run_again(finished: tuple[Scenario, Path]) -> Non
     scenario, out = finished
     before = (out / "facts.jsonl").read_bytes()
     (out / "report.html").unlink()
-    run_scenario(scenario, RunOptions(out, resume=True))
+    said: list[str] = []
+    run_scenario(scenario, RunOptions(out, resume=True, say=said.append))
+    assert said == [f"the run in {out} is finished; only its report is written anew"]
     assert (out / "facts.jsonl").read_bytes() == before
     assert (out / "report.html").is_file()
 
@@ -158,12 +160,45 @@ def test_samples_depend_on_label_and_seed_alone(
         sample_run(out, 1, "lesion", tmp_path / "few")
 
 
-def test_masks_are_judged_beside_classes(tmp_path: Path) -> None:
+_SITE_STAGES = (
+    "drawing 24 synthetic images",
+    "features, distances and diversity beside its own images",
+    "reconstructions",
+    "membership attacks",
+    "done",
+)
+_POOLED_STAGES = (
+    "drawing 5 synthetic images",
+    *(
+        f"{network}s trained on {images}"
+        for network in ("classifier", "segmenter")
+        for images in ("synthetic images", "real images", "both kinds of images")
+    ),
+    "pictures for the report",
+)
+
+
+def test_masks_are_judged_beside_classes_and_every_stage_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from synth_sim.compare_rows import row_fact
 
     overrides = ("generator.with_mask=true", "training.rounds=1", "evaluation.utility_images=5")
     scenario, out = _tiny(tmp_path, *overrides), tmp_path / "masked"
+    told: list[str] = []
+    monkeypatch.setattr(
+        progress.PlainReporter, "stage", lambda _, where, what: told.append(f"{where}: {what}")
+    )
     run_scenario(scenario, RunOptions(out))
+    assert told == [
+        f"evaluation{place}: {stage}"
+        for place, stages in (
+            (" 1/2, alpha", _SITE_STAGES),
+            (" 2/2, beta", _SITE_STAGES),
+            (", all sites", _POOLED_STAGES),
+        )
+        for stage in stages
+    ]
     book = _book(out)
     for name in ("utility.classification", "utility.segmentation"):
         found = {(f.site, f.detail["trained_on"]): f for f in book.all(name)}
@@ -254,10 +289,21 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_result(
         run_scenario(scenario, RunOptions(out, resume=True))
     damaged.write_bytes(whole)
 
-    run_scenario(scenario, RunOptions(out, resume=True))
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            run_scenario(scenario, RunOptions(out, resume=True, say=said.append))
+    run_scenario(scenario, RunOptions(out, resume=True, say=said.append))
+    assert said == ["resuming at round 2 of 2", "resuming at the evaluation"]
     assert _equal(_final(out), _final(undisturbed))
     book = _book(out)
-    assert [f.value for f in book.all("run.resumed")] == [{"at_round": 2}]
+    assert [f.value for f in book.all("run.resumed")] == [
+        {"at": "round 2"},
+        {"at": "the evaluation"},
+    ]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "stopped and continued at the evaluation." in page
     for site in ("alpha", "beta"):
         before = _book(undisturbed).value("privacy.site", site)
         assert book.value("privacy.site", site)["steps"] == before["steps"]

@@ -51,15 +51,19 @@ class PlanOutlook:
     Attributes:
         digest: The plan.
         planned_rounds: Rounds of one whole run of it; 0 for a single release.
+        made: Rounds (releases) that left in the run of it that got furthest.
         rounds_left: Rounds (releases) that still fit at ``noise_multiplier``, at most
             ``MOST_RUNS`` runs.
+        next_epsilon: Epsilon of the data set after one more; infinite without noise.
         noise_multiplier: Of the run in progress, or of a new run; None without noise.
         sample_rate: Of this site.
     """
 
     digest: str
     planned_rounds: int
+    made: int
     rounds_left: int
+    next_epsilon: float
     noise_multiplier: float | None
     sample_rate: float
 
@@ -169,17 +173,25 @@ def _outlook(ledger: Ledger, budget: Budget, settings: dict[str, Any]) -> PlanOu
     digest, text = list(approved.items())[-1]
     plan = Plan.from_json(text)
     rate = min(1.0, plan.training.patients_per_step / settings["nominal_patients"])
-    if not plan.privacy.private:
-        return PlanOutlook(digest, plan.training.rounds, 0, None, rate)
+    rounds = plan.training.rounds
     own = [r for r in ledger.reservations() if r.key.plan == digest]
+    made = max((_made(ledger, run, rounds) for run in {r.key.run_id for r in own}), default=0)
+    if not plan.privacy.private:
+        return PlanOutlook(digest, rounds, made, 0, math.inf, None, rate)
     fresh, *once = plan_uses(plan, rate, 1)
     used = [use for r in own for use in r.uses]
     last = [use for use in used if use.purpose == fresh.purpose]
     one = Use((last or [fresh])[-1].noise_multiplier, fresh.sample_rate, fresh.steps)
     purposes = {use.purpose for use in used}
     history = [*ledger.history(), *(use for use in once if use.purpose not in purposes)]
-    left = rounds_that_fit(history, one, budget, MOST_RUNS * max(1, plan.training.rounds))
-    return PlanOutlook(digest, plan.training.rounds, left, one.noise_multiplier, rate)
+    left = rounds_that_fit(history, one, budget, MOST_RUNS * max(1, rounds))
+    following = epsilon([*history, one], budget.delta, budget.accountant)
+    return PlanOutlook(digest, rounds, made, left, following, one.noise_multiplier, rate)
+
+
+def _made(ledger: Ledger, run_id: str, rounds: int) -> int:
+    """Rounds of a run that left; for a plan without rounds, releases."""
+    return ledger.committed_rounds(run_id) if rounds else len(ledger.commits(run_id))
 
 
 def rounds_that_fit(history: Sequence[Use], one: Use, budget: Budget, most: int) -> int:
@@ -228,7 +240,7 @@ def describe(account: Statement) -> list[str]:
             f"sample rate {use.sample_rate:.4g}"
             for use in run.uses
         ]
-    return [*lines, _outlook_line(account.outlook)]
+    return [*lines, _outlook_line(account.outlook, now.budget)]
 
 
 def _budget_line(name: str, item: BudgetSet) -> str:
@@ -241,17 +253,23 @@ def _budget_line(name: str, item: BudgetSet) -> str:
     )
 
 
-def _outlook_line(outlook: PlanOutlook | None) -> str:
+def _outlook_line(outlook: PlanOutlook | None, budget: Budget) -> str:
     """How long the budget lasts, for reading."""
     if outlook is None:
         return "plan       none is approved: synth-client plan approve FILE"
+    begin = f"plan       {outlook.digest[:16]}: "
     if outlook.noise_multiplier is None:
-        return f"plan       {outlook.digest[:16]}: trains WITHOUT NOISE; no budget bounds it"
-    fit = f"{outlook.rounds_left}"
-    if outlook.rounds_left >= MOST_RUNS * max(1, outlook.planned_rounds):
-        fit += " or more"
-    what = f"of the {outlook.planned_rounds} rounds of a run"
+        return f"{begin}trains WITHOUT NOISE; no budget bounds it"
+    planned, noise = outlook.planned_rounds, f"{outlook.noise_multiplier:.4f}"
+    one = "round" if planned else "release"
+    if outlook.rounds_left:
+        more = " or more" if outlook.rounds_left >= MOST_RUNS * max(1, planned) else ""
+        many = f"{outlook.rounds_left}{more} further {one}{'' if outlook.rounds_left == 1 else 's'}"
+        whole = f"; a whole run has {planned}" if planned else ""
+        return f"{begin}at noise {noise} the budget bears {many}{whole}"
+    if outlook.made >= max(1, planned):
+        begin += "its release is made; " if not planned else f"its {planned} rounds are made; "
     return (
-        f"plan       {outlook.digest[:16]}: at noise {outlook.noise_multiplier:.4f} the budget "
-        f"lasts for {fit} {what if outlook.planned_rounds else 'releases'}"
+        f"{begin}nothing more fits: another {one} at noise {noise} would bring epsilon to "
+        f"{outlook.next_epsilon:.4f}, above the budget of {budget.epsilon:g}"
     )

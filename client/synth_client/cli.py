@@ -15,11 +15,10 @@ import typer
 from synth_client import enrol_cli, service_cli
 from synth_client.cli_options import HOME, HomeOption, OperatorOption, ReasonOption, SiteOption
 from synth_common.errors import ConfigError
-from synth_common.terminal import guarded
+from synth_common.terminal import guarded, show_version
 
 app = typer.Typer(
     name="synth-client",
-    help="What a hospital's operator decides and sees: enrolment, budget, plan, service.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -31,6 +30,13 @@ app.add_typer(plan_app)
 app.command("init")(enrol_cli.init)
 app.command("accept")(enrol_cli.accept)
 service_cli.add_to(app)
+
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", is_eager=True, callback=show_version, help="Print the version and end."
+    ),
+]
 
 
 class AccountantName(StrEnum):
@@ -46,6 +52,11 @@ class UnitName(StrEnum):
 
     patient = "patient"
     image = "image"
+
+
+@app.callback()
+def operate(version: VersionOption = False) -> None:
+    """What a hospital's operator decides and sees: enrolment, budget, plan, service."""
 
 
 @app.command()

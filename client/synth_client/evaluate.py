@@ -6,7 +6,7 @@ site's own ``facts.jsonl``. The reply to the coordinator is an acknowledgement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from synth_common.plan import Plan
 
 
+def _quiet(site: str, stage: str) -> None:
+    """Tells nobody."""
+
+
 @dataclass(frozen=True)
 class SiteEvaluation:
     """How a site judges a generator.
@@ -32,6 +36,8 @@ class SiteEvaluation:
             no site trained on; None where there are none.
         shares: Released shares of the classes to draw labels by; empty for equal shares.
         site_state: The site's own normalisation, for reconstructions.
+        tell: Is told at the site, by the site's name, of each stage as it begins; with
+            worker processes it must survive cloudpickle.
     """
 
     config: EvaluationConfig
@@ -39,6 +45,7 @@ class SiteEvaluation:
     reference: ImageSet | None = None
     shares: tuple[float, ...] = ()
     site_state: Mapping[str, Tensor] = field(default_factory=dict)
+    tell: Callable[[str, str], None] = _quiet
 
 
 def evaluate_site(
@@ -65,12 +72,16 @@ def evaluate_site(
     generator.load_site_state(evaluation.site_state)
     generator.eval()
     config, seed, reference = evaluation.config, evaluation.seed, evaluation.reference
+    evaluation.tell(site.name, f"drawing {config.synthetic_images} synthetic images")
     labels = class_labels(plan, config.synthetic_images, evaluation.shares)
     synthetic = sample_images(generator, labels, seed)
+    evaluation.tell(site.name, "features, distances and diversity beside its own images")
     facts = evaluate_fidelity(
         site.holdout, site.train, synthetic, reference, config, seed, site.name
     )
+    evaluation.tell(site.name, "reconstructions")
     facts += evaluate_reconstruction(generator, site.holdout, config, site.name)
+    evaluation.tell(site.name, "membership attacks")
     facts += evaluate_membership(
         site.train, site.holdout, synthetic, reference, config, seed, site.name
     )

@@ -33,7 +33,7 @@ from synth_common.privacy.egress import Outgoing, Permitted, Value, acknowledge,
 from synth_common.privacy.ledger import Ledger, Reservation, RoundKey
 from synth_common.privacy.pairwise_masks import MaskContext, Words, total_mask
 from synth_common.privacy.release_noise import release_noise
-from synth_common.privacy.secure_sum import Grid, NoiseTerms, noisy
+from synth_common.privacy.secure_sum import Lattice, NoiseTerms, noisy
 from synth_common.privacy.statistics import embedding_sum
 from synth_common.randomness import noise_source
 
@@ -176,9 +176,9 @@ def _terms(request: ReleaseRequest, embedding: Embedding) -> NoiseTerms:
         PrivacyError: Too few participants to share it.
     """
     settings, plan = _settings(request.plan), request.plan
-    grid = Grid(settings.scale_bits, settings.modulus_bits)
+    lattice = Lattice(settings.scale_bits, settings.modulus_bits)
     if not request.masked:
-        return NoiseTerms(release_noise(plan), embedding.size, grid)
+        return NoiseTerms(release_noise(plan), embedding.size, lattice)
     if len(request.participants) < plan.release_sites:
         raise PrivacyError(
             f"participants = {list(request.participants)}: a sum needs at least "
@@ -186,7 +186,7 @@ def _terms(request: ReleaseRequest, embedding: Embedding) -> NoiseTerms:
             f"federation.min_sites = {plan.federation.min_sites})"
         )
     sites = len(request.participants)
-    return NoiseTerms(release_noise(plan), embedding.size, grid, sites, settings.colluders)
+    return NoiseTerms(release_noise(plan), embedding.size, lattice, sites, settings.colluders)
 
 
 def _sites(request: ReleaseRequest) -> int:
@@ -203,7 +203,7 @@ def _mask(site: Site, request: ReleaseRequest, embedding: Embedding, use: Use) -
     terms.require_negligible(request.plan.privacy.delta)
     deviation = math.sqrt(terms.variance(use.noise_multiplier))
     most = float(_MORE_THAN_DECLARED * site.nominal_patients)
-    terms.grid.require_room(most, deviation, _sites(request))
+    terms.lattice.require_room(most, deviation, _sites(request))
     context = MaskContext(
         request.run_id, request.attempt, request.participants, request.plan.digest()
     )
@@ -228,9 +228,9 @@ def _use(
     )
     (use,), terms = reservation.uses, _terms(request, embedding)
     variance = terms.variance(use.noise_multiplier)
-    words = noisy(vector, variance, terms.grid, len(request.participants), noise)
+    words = noisy(vector, variance, terms.lattice, len(request.participants), noise)
     if mask is not None:
-        words = terms.grid.reduced(words + mask)
+        words = terms.lattice.reduced(words + mask)
     return Outgoing({}, {}, {_name(request): torch.from_numpy(words.view("int64"))})
 
 
@@ -260,6 +260,6 @@ def _values(
         "attempt": request.attempt,
         "epsilon": epsilon(ledger.history(), terms.delta, terms.accountant),
         "noise_multiplier": use.noise_multiplier,
-        "noise_share": deviation / shared.grid.scale,
+        "noise_share": deviation / shared.lattice.scale,
         "ledger_head": ledger.head,
     }

@@ -17,7 +17,8 @@ from synth_client.limits import Limits
 from synth_common.errors import ConfigError
 from synth_common.evaluation.config import EvaluationConfig
 from synth_common.images.sources import SourceConfig
-from synth_common.plan import Accountant, Device, StrictModel, Unit, validate
+from synth_common.plan import Accountant, Device, StrictModel, Unit
+from synth_common.validation import validate
 
 FILE = "site.toml"
 SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from synth_common.errors import ConfigError
+from synth_common.validation import validate
 
 Family = Literal["vae", "gan", "embedding"]
 Unit = Literal["patient", "image"]
@@ -117,7 +117,10 @@ class PretrainingPlan(StrictModel):
     beside frozen layers (Hu et al. 2021, arXiv 2106.09685).
     """
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[
+        str | None,
+        Field(pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits, as pretrain prints"),
+    ] = None
     public_data: Annotated[str, Field(max_length=500)] = ""
     tune: Tune = "all"
     rank: Annotated[int, Field(ge=1, le=64)] = 4
@@ -219,7 +222,7 @@ class EmbeddingPlan(StrictModel):
     noise is calibrated to bear. Under secure aggregation the sum's noise suffices even if
     ``colluders`` sites tell what they added. The default of 1 is for honest sites: each knows
     its own noise and can subtract it from the sum. ``scale_bits`` and ``modulus_bits`` set the
-    grid of integers that the sum is computed on (``privacy.secure_sum.Grid``).
+    grid of integers that the sum is computed on (``privacy.secure_sum.Lattice``).
 
     ``warm_steps`` is how many steps a VAE or GAN takes at the coordinator on
     images drawn from the release, before its first round.
@@ -286,8 +289,8 @@ class Plan(StrictModel):
         whole = embedding is not None and embedding.share == 1.0
         if rounds == 0 and not whole:
             raise ValueError(
-                "training.rounds = 0: at least one round is needed, but where release.embedding "
-                "has share = 1"
+                "training.rounds = 0: without a release that takes the whole budget at least one "
+                "round is needed; set training.rounds, or release.embedding.share = 1"
             )
         if rounds and whole:
             raise ValueError(
@@ -397,57 +400,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat
-
-
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def validate(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
-    """Build a configuration model; a refusal names every bad key, its value and the reason.
-
-    Raises:
-        ConfigError: With one line per problem, prefixed by ``where``.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as err:
-        problems = []
-        for item in err.errors():
-            key = ".".join(str(part) for part in item["loc"]) or "(whole)"
-            if not item["loc"]:  # what settings mean together; the message names them
-                problems.append(item["msg"].removeprefix("Value error, "))
-            elif item["type"] == "extra_forbidden":
-                meant = _meant(model, item["loc"])
-                problems.append(f"{key}: unknown key (value {item['input']!r}){meant}")
-            elif item["type"] == "missing":
-                problems.append(f"{key}: required, but not given")
-            else:
-                problems.append(f"{key} = {item['input']!r}: {item['msg']}")
-        raise ConfigError(f"{where}: " + "; ".join(problems)) from err
-
-
-def _meant(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """``; did you mean ...`` for an unknown key, or the keys there are; empty without any."""
-    places = [model]
-    for part in location[:-1]:
-        steps = [p.model_fields[part].annotation for p in places if part in p.model_fields]
-        if steps:  # otherwise a list's index, or the kind that chose among several models
-            places = [found for step in steps for found in _models(step)]
-        else:
-            chosen = [
-                p for p in places if part == getattr(p.model_fields.get("kind"), "default", 0)
-            ]
-            places = chosen or places
-    names = sorted({name for place in places for name in place.model_fields})
-    close = get_close_matches(str(location[-1]), names, n=1, cutoff=0.7)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known are {', '.join(names)}" if names else ""
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The configuration models in a type, however deep in unions and lists."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)

@@ -30,7 +30,7 @@ from synth_common.certificates import (
 from synth_common.enrolment import EnrolmentRequest, Kit, canonical, canonical_json
 from synth_common.errors import ConfigError, EnrolmentError
 from synth_common.keys import read_node_public, read_signing_public
-from synth_common.plan import validate
+from synth_common.validation import validate
 
 # What is signed begins with its purpose, so that no signature can serve another one.
 _REQUEST = b"synthward enrolment request 1\n"

@@ -1,12 +1,20 @@
-"""What every command does alike: one line on stderr for an expected error, and its code."""
+"""What every command does alike: ``--version``, one line for an expected error, and its code."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 
 from synth_common.errors import SynthwardError
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end, if that is wanted; the callback of every ``--version``."""
+    if wanted:
+        sys.stdout.write(f"synthward {version('synthward')}\n")
+        raise SystemExit(0)
 
 
 def guarded(command: Callable[[], object]) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synth_common.errors import ConfigError
-from synth_common.terminal import guarded
+from synth_common.terminal import guarded, show_version
 from synth_server import service_cli
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="synth-server",
-    help="What the coordinator's IT does: make a federation, enrol hospitals, run the plan.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,10 +29,21 @@ app.command("resume")(service_cli.resume)
 app.command("status")(service_cli.status)
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version", is_eager=True, callback=show_version, help="Print the version and end."
+    ),
+]
 DaysOption = Annotated[
     int, typer.Option("--days", help="Days until the site has to send a fresh request.")
 ]
 _DAYS = 365
+
+
+@app.callback()
+def operate(version: VersionOption = False) -> None:
+    """What the coordinator's IT does: make a federation, enrol hospitals, run the plan."""
 
 
 @app.command()

@@ -22,7 +22,7 @@ from synth_server.deployed import stated_facts
 from synth_server.deployment import Deployment, Known
 from synth_server.pictures import Gallery, synthetic_grid, traversals
 from synth_server.progress import Reporter
-from synth_server.record import peak_memory_fact, time_facts
+from synth_server.record import peak_memory_fact, resumed_fact, time_facts
 from synth_server.release_run import prices_by_replies
 from synth_server.release_store import AttemptBook, load_release
 from synth_server.rounds import Ended, State, evaluate_sites
@@ -89,8 +89,10 @@ class DeployedRun:
             self._board.end("finished")
             return
         if self._known.facts:
-            at = {"at_round": self._start[0] + 1}
-            self._course.log.append(Fact("run.resumed", at, "public", _SOURCE))
+            kept = self._known.checkpoint
+            self._course.log.append(
+                resumed_fact(self._course.plan, None if kept is None else kept.round)
+            )
         for doubt in self._doubts():
             self._tell.note(doubt)
             self._board.warn(doubt)
@@ -156,6 +158,7 @@ class DeployedRun:
             plan, self._course.generator, config.largest_update
         )
         strategy.on_ask, strategy.on_reply = self._board.asked, self._board.replied
+        strategy.on_judged = partial(self._board.replied, refused=None)
         return strategy
 
     def _gather_for_release(self, pace: Attendance, strategy: UniformAverage) -> None:

@@ -23,6 +23,10 @@ class Reporter(Protocol):
         """A site is being worked on."""
         ...
 
+    def stage(self, where: str, what: str) -> None:
+        """A stage of the evaluation begins."""
+        ...
+
     def round(self, number: int, epsilons: Mapping[str, float | str]) -> None:
         """A round is complete; epsilon spent by site, as their ledgers report it."""
         ...
@@ -71,6 +75,10 @@ class PlainReporter:
     def site(self, name: str) -> None:
         """Not worth a line of its own."""
 
+    def stage(self, where: str, what: str) -> None:
+        """See :class:`Reporter`."""
+        self._say(f"{where}: {what}")
+
     def round(self, number: int, epsilons: Mapping[str, float | str]) -> None:
         """See :class:`Reporter`."""
         left = _clock(self._pace.left(number))
@@ -90,6 +98,9 @@ class _LiveReporter:
 
     def site(self, name: str) -> None:
         self._bar.update(self._task, status=f"{name}  {self._epsilon}")
+
+    def stage(self, where: str, what: str) -> None:
+        self._bar.update(self._task, status=f"{where}: {what}")
 
     def round(self, number: int, epsilons: Mapping[str, float | str]) -> None:
         self._epsilon = f"{_spent(epsilons)}  {_clock(self._pace.left(number))} left"

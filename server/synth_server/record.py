@@ -137,6 +137,16 @@ def peak_memory_fact(covers: str) -> Fact:
     return Fact("run.peak_memory_bytes", peak * unit, "public", source, detail=detail)
 
 
+def resumed_fact(plan: Plan, completed: int | None) -> Fact:
+    """Where a stopped run goes on: after ``completed`` rounds, None before any and the release."""
+    if completed is None:
+        at = "round 1" if plan.release.embedding is None else "the release"
+    else:
+        last = completed >= plan.training.rounds
+        at = "the evaluation" if last else f"round {completed + 1}"
+    return Fact("run.resumed", {"at": at}, "public", f"{_SOURCE}.resumed_fact")
+
+
 def time_facts(log: Path, evaluation: float, process: float) -> Sequence[Fact]:
     """Seconds by phase. A resumed run adds up what its processes recorded.
 

@@ -23,8 +23,7 @@ from synth_common.errors import DataError, FederationError
 from synth_common.flower import Grid, Message, RecordDict, state_of
 from synth_common.generators.embedding import build_embedding
 from synth_common.messages import Attempt, Header, Remembered
-from synth_common.privacy.secure_sum import Grid as Lattice
-from synth_common.privacy.secure_sum import RunningSum
+from synth_common.privacy.secure_sum import Lattice, RunningSum
 from synth_server.release_store import AttemptBook, Release
 from synth_server.strategy import BAD_REPLY, NO_REPLY, OFFLINE, Failure, UniformAverage
 

@@ -13,8 +13,7 @@ from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.discrete_gaussian import ROUNDING_VARIANCE
 from synth_common.privacy.release_noise import release_noise
-from synth_common.privacy.secure_sum import Grid as Lattice
-from synth_common.privacy.secure_sum import NoiseTerms
+from synth_common.privacy.secure_sum import Lattice, NoiseTerms
 from synth_common.randomness import derive_seed
 from synth_server.coordination import Coordination
 from synth_server.deployed import release_values

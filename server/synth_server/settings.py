@@ -25,7 +25,8 @@ from pydantic import Field, field_validator
 
 from synth_common.address import parse_address
 from synth_common.errors import ConfigError
-from synth_common.plan import Plan, StrictModel, validate
+from synth_common.plan import Plan, StrictModel
+from synth_common.validation import validate
 from synth_server.run_settings import AggregationConfig, RunConfig
 
 # What a scenario holds beside the plan: how a simulation makes its data and judges its result.

@@ -112,6 +112,7 @@ class UniformAverage(Strategy):
         aggregation: How replies become one model.
         largest_update: Longest step from the tensors sent that a reply may have taken, in
             Euclidean norm; None allows any that is finite.
+        on_judged: Called with a site's name as it has answered that it judged the generator.
     """
 
     def __init__(self, sites: Mapping[int, str], min_sites: int, run_id: str, plan: Plan) -> None:
@@ -124,6 +125,7 @@ class UniformAverage(Strategy):
         self.present: Callable[[], Collection[str]] | None = None
         self.aggregation = AggregationConfig(largest_update=0.0)
         self.largest_update: float | None = None
+        self.on_judged: Callable[[str], None] = lambda name: None
         self.memory = Memory()
         self.plan = plan
         self._header = Header(run_id, 0, plan.digest())
@@ -245,7 +247,7 @@ class UniformAverage(Strategy):
                 self._fail(name, messages.error_code(message), "the site reported this error code")
             else:
                 self.outcome.replies[name] = {}
-                self.on_reply(name, None)
+                self.on_judged(name)
         return MetricRecord({"sites": len(self.outcome.replies)})
 
     def summary(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from synth_common.privacy.pairwise_masks import MaskContext, public_bytes, total_mask
-from synth_common.privacy.secure_sum import Grid, NoiseTerms, noisy
+from synth_common.privacy.secure_sum import Lattice, NoiseTerms, noisy
 from synth_common.randomness import SecureNoise
 
 _SIZE = 200_000
@@ -37,9 +37,9 @@ def main() -> None:
         keys = {name: X25519PrivateKey.generate() for name in names}
         public = {name: public_bytes(key) for name, key in keys.items()}
         context = MaskContext("run", 1, tuple(names), "plan")
-        terms = NoiseTerms(3.7, _SIZE, Grid(), sites, 1)
+        terms = NoiseTerms(3.7, _SIZE, Lattice(), sites, 1)
         zeros, variance, own = np.zeros(_SIZE), terms.variance(), names[0]
-        noise = median(lambda: noisy(zeros, variance, terms.grid, sites, SecureNoise()))  # noqa: B023
+        noise = median(lambda: noisy(zeros, variance, terms.lattice, sites, SecureNoise()))  # noqa: B023
         masks = median(lambda: total_mask(own, keys[own], public, context, _SIZE))  # noqa: B023
         print(f"{sites} sites, {_SIZE} numbers: noise {noise:.3f} s, masks {masks:.3f} s")
 

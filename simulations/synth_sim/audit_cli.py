@@ -16,11 +16,16 @@ import typer
 
 from synth_common.errors import AuditError
 from synth_common.terminal import guarded
-from synth_sim.cli import ScenarioArgument, SeedOption, SetOption
+from synth_sim.cli_options import (
+    ScenarioArgument,
+    SeedOption,
+    SetOption,
+    SettingsCommand,
+    VersionOption,
+)
 
 app = typer.Typer(
     name="synth-audit",
-    help="Attack a simulated federation, and compare what the attack shows with what is claimed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,11 +33,11 @@ app = typer.Typer(
 
 
 @app.callback()
-def audits() -> None:
+def audits(version: VersionOption = False) -> None:
     """Attack a simulated federation, and compare what the attack shows with what is claimed."""
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def canaries(
     scenario: ScenarioArgument,
     count: Annotated[

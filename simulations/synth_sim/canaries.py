@@ -41,7 +41,7 @@ from synth_server.progress import Reporter, reporter
 from synth_server.rounds import RoundResult, State, discover_sites, run_rounds
 from synth_server.strategy import UniformAverage
 from synth_sim.canary_page import audit_page
-from synth_sim.prepare import prepare_sites, site_directories
+from synth_sim.prepare import prepare_sites, require_data, site_directories
 from synth_sim.record import run_facts
 from synth_sim.scenario import Scenario, save_scenario
 from synth_sim.transport import PartitionSites, open_grid
@@ -96,6 +96,7 @@ def audit_scenario(scenario: Scenario, options: AuditOptions) -> Audit:
     name = _audited(scenario, options)
     generator = scenario.generator.model_copy(update={"canaries": options.canaries})
     scenario = scenario.model_copy(update={"generator": generator})
+    require_data(scenario)
     _own(options.out)
     save_scenario(scenario, options.out / "scenario.toml")
     prepare_sites(scenario, options.out)

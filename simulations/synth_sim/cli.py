@@ -17,11 +17,16 @@ import typer
 
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded
+from synth_sim.cli_options import (
+    ScenarioArgument,
+    SeedOption,
+    SetOption,
+    SettingsCommand,
+    VersionOption,
+)
 
 app = typer.Typer(
     name="synth-sim",
-    help="Simulate hospitals that train a generator of synthetic images under "
-    "differential privacy.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,20 +40,9 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
-ScenarioArgument = Annotated[
-    str, typer.Argument(help="Name of a packaged scenario (see list), or a TOML file.")
-]
-SetOption = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        help="Change one value of the scenario, for example training.rounds=3. Repeatable.",
-    ),
-]
-SeedOption = Annotated[
-    int | None, typer.Option(help="Seed of everything reproducible; default: the scenario's.")
-]
+@app.callback()
+def simulate(version: VersionOption = False) -> None:
+    """Simulate hospitals that make synthetic images together under differential privacy."""
 
 
 @app.command("list")
@@ -62,7 +56,24 @@ def list_scenarios() -> None:
         typer.echo(f"{name:<{width}}  {title}")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
+def keys(
+    scenario: ScenarioArgument,
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+) -> None:
+    """List every key of a scenario with its value, as --set takes it.
+
+    SCENARIO is the name of a packaged scenario (see list) or a TOML file. What each key means is
+    in docs/reference/scenario.md.
+    """
+    from synth_sim.keys import settings
+    from synth_sim.scenario import load_scenario
+
+    for line in settings(load_scenario(scenario, set_)):
+        typer.echo(line)
+
+
+@app.command(cls=SettingsCommand)
 def run(
     scenario: ScenarioArgument,
     out: Annotated[
@@ -80,7 +91,9 @@ def run(
 ) -> None:
     """Train a federation, evaluate it and write its report.
 
-    SCENARIO is the name of a packaged scenario (see list) or a TOML file.
+    SCENARIO is the name of a packaged scenario (see list) or a TOML file. Everything in it can be
+    changed with --set, for example the budget: --set privacy.epsilon=2. synth-sim keys SCENARIO
+    lists every key with its value; docs/reference/scenario.md says what each means.
     """
     from synth_sim.run import RunOptions, load_run, run_scenario
     from synth_sim.scenario import load_scenario
@@ -95,12 +108,12 @@ def run(
         chosen = load_scenario(scenario, set_, seed)
     out = out or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     typer.echo(f"{chosen.title}: {out}")
-    typer.echo("reading the images and dealing them to the sites" if not resume else "resuming")
-    report = run_scenario(chosen, RunOptions(out, engine.value, resume, _command_line()))
+    options = RunOptions(out, engine.value, resume, _command_line(), typer.echo)
+    report = run_scenario(chosen, options)
     typer.echo(f"report: {report}")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def pretrain(
     scenario: ScenarioArgument,
     public: Annotated[
@@ -129,7 +142,7 @@ def pretrain(
     typer.echo(f"start a run from it with: {options}")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def plan(
     scenario: ScenarioArgument,
     out: Annotated[
@@ -172,17 +185,17 @@ def sample(
     typer.echo(f"{n} images: {sample_run(run_directory, n, label, out, seed)}")
 
 
-@app.command()
+@app.command(cls=SettingsCommand)
 def compare(
     scenario: ScenarioArgument,
     generators: Annotated[
         str,
         typer.Option(
-            help="Families (vae, gan, embedding) or recipes (curriculum: a VAE that starts from "
-            "one release; vae-site, gan-site: with normalisation per site) to compare, "
-            "separated by commas."
+            help="What to compare, separated by commas. Families: vae, gan, embedding (no network: "
+            "images from one noisy sum). Recipes: curriculum (a vae that starts from such a sum), "
+            "vae-site and gan-site (with normalisation per site)."
         ),
-    ] = "vae,gan",
+    ] = "vae,gan,embedding,curriculum",
     epsilon: Annotated[
         str, typer.Option(help="Budgets to compare, separated by commas; inf is without privacy.")
     ] = "1,8,inf",

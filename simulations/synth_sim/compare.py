@@ -82,12 +82,16 @@ def run_comparison(options: CompareOptions, say: Callable[[str], None]) -> Path:
     Raises:
         ConfigError: An unknown generator or impossible budget (before anything runs), or ``out`` is
             not empty.
+        DataError: Images are missing (before anything runs).
         Interrupted: Ctrl-C; can be continued with ``resume``.
         SynthwardError: A run failed; in the class of its exit code.
     """
     from synth_common.reporting.compare import write_comparison
+    from synth_sim.prepare import require_data
 
     cases = _cases(options)
+    if not all((case.out / "scenario.toml").exists() for case in cases):
+        require_data(cases[0].scenario)  # every case reads the same
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         found = sorted(path.name for path in options.out.iterdir())
@@ -137,7 +141,10 @@ def _cases(options: CompareOptions) -> list[_Case]:
                     "families by --generators"
                 )
         wanted = (*recipe.overrides(options.overrides), f"privacy.epsilon={budget}")
-        scenario = load_scenario(options.scenario, wanted, seed)
+        try:
+            scenario = load_scenario(options.scenario, wanted, seed)
+        except ConfigError as err:
+            raise ConfigError(f"--generators {generator} at epsilon {budget}: {err}") from err
         name = f"{generator}-eps{scenario.privacy.epsilon:g}"
         if len(options.seeds) > 1:
             name += f"-seed{seed}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,8 +63,8 @@ def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple
         SynthwardError: A round could not be made up; see :func:`synth_server.coordinate.train`.
     """
     course = run.course
-    with open_grid(engine, _site_app(run), len(run.sites)) as grid:
-        strategy = _strategy(course, grid)
+    with open_grid(engine, _site_app(run, engine), len(run.sites)) as grid:
+        strategy = _strategy(run, grid)
         ended = train(course, grid, strategy, start)
         began = time.perf_counter()
         course.tell.note("every site judges the generator on its held-out patients")
@@ -85,20 +86,30 @@ def _require_evaluations(run: Federation) -> None:
             )
 
 
-def _site_app(run: Federation) -> SiteApp:
+def _tell_stage(run: Federation, site: str, stage: str) -> None:
+    """Where the sites' evaluation stands."""
+    names = sorted(each.name for each in run.sites)
+    run.course.tell.stage(f"evaluation {names.index(site) + 1}/{len(names)}, {site}", stage)
+
+
+def _site_app(run: Federation, engine: Engine) -> SiteApp:
     """What every node runs."""
     seed = derive_seed(run.scenario.seed, "evaluation")
+    evaluation = SiteEvaluation(run.scenario.evaluation, seed, load_reference(run.scenario))
+    if engine == "inprocess":  # from Ray's workers no word comes but the reply
+        evaluation = replace(evaluation, tell=partial(_tell_stage, run))
     return SiteApp(
         resolve=PartitionSites(tuple(site.directory for site in run.sites)),
-        evaluation=SiteEvaluation(run.scenario.evaluation, seed, load_reference(run.scenario)),
+        evaluation=evaluation,
         threads=torch.get_num_threads(),
     )
 
 
-def _strategy(course: Coordination, grid: Grid) -> UniformAverage:
+def _strategy(run: Federation, grid: Grid) -> UniformAverage:
     """The strategy over the sites that the grid knows."""
-    plan = course.plan
+    course, plan = run.course, run.course.plan
     sites = discover_sites(grid, _DISCOVERY_SECONDS)
     strategy = UniformAverage(sites, plan.federation.min_sites, course.run_id, plan)
     strategy.on_ask = course.tell.site
+    strategy.on_judged = partial(_tell_stage, run, stage="done")
     return strategy

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from synth_client.site import Site
+from synth_common.evaluation.config import Tell, quiet
 from synth_common.evaluation.suite import evaluate_segmentation, evaluate_utility
 from synth_common.evaluation.synthetic import class_labels, sample_images
 from synth_common.facts import Fact
@@ -27,26 +28,31 @@ from synth_sim.scenario import Scenario
 
 
 def pooled_utility(
-    scenario: Scenario, sites: Sequence[Site], generator: Generator, shares: Sequence[float] = ()
+    scenario: Scenario,
+    sites: Sequence[Site],
+    generator: Generator,
+    shares: Sequence[float] = (),
+    tell: Tell = quiet,
 ) -> list[Fact]:
     """Classifiers, and segmenters where there are masks, on synthetic, real and both.
 
     All are tested on all sites' held-out patients. There are as many synthetic images as real
     training images, but at most ``evaluation.utility_images``, in the released ``shares`` of
     the classes, or the classes in turn where none were released. A single class leaves nothing
-    to classify.
+    to classify. ``tell`` is told of each stage as it begins.
     """
     train = concatenate([_named(site.train, site.name) for site in sites])
     holdout = concatenate([_named(site.holdout, site.name) for site in sites])
     seed = derive_seed(scenario.seed, "utility")
     config, plan = scenario.evaluation, scenario.generator
     labels = class_labels(scenario.plan, min(len(train), config.utility_images), shares)
+    tell(f"drawing {len(labels)} synthetic images")
     synthetic = sample_images(generator, labels, seed)
     facts = []
     if len(plan.classes) > 1:
-        facts += evaluate_utility(train, holdout, synthetic, config, seed)
+        facts += evaluate_utility(train, holdout, synthetic, config, seed, tell)
     if plan.with_mask:
-        facts += evaluate_segmentation(train, holdout, synthetic, config, seed)
+        facts += evaluate_segmentation(train, holdout, synthetic, config, seed, tell)
     return facts
 
 

@@ -46,7 +46,13 @@ class SiteShare(StrictModel):
         scanner: Simulated scanner character, if any.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
+            description="1 to 64 letters, digits, hyphens and underscores, as in north",
+        ),
+    ]
     source: str | None = None
     share: Positive = 1.0
     column: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None

@@ -29,6 +29,19 @@ def site_directories(scenario: Scenario, out: Path) -> dict[str, Path]:
     return {site.name: (out / "sites" / site.name).resolve() for site in scenario.partition.sites}
 
 
+def require_data(scenario: Scenario) -> None:
+    """Refuse a scenario whose images are not where it says, before anything is made of it.
+
+    Raises:
+        DataError: No data root, or a source or the reference is missing; names the parameter.
+    """
+    root = scenario.data_root()
+    reference = scenario.data.reference
+    for config in (*scenario.data.sources, *([] if reference is None else [reference])):
+        _refuse_rootless(config, root)
+        _refuse_missing(config, root, scenario)
+
+
 def prepare_sites(scenario: Scenario, out: Path) -> list[Fact]:
     """Load every source, deal patients to sites and write the sites' directories.
 
@@ -107,8 +120,28 @@ def _refuse_rootless(config: SourceConfig, root: Path | None) -> None:
     path = getattr(config, "path", None)
     if path is not None and root is None and not path.expanduser().is_absolute():
         raise DataError(
-            f"source {config.name!r}: {str(path)!r} needs a data root; pass "
-            f"--set data.root=FOLDER or set {ROOT_VARIABLE} in the environment"
+            f"data.root is not set, and neither is {ROOT_VARIABLE}: source {config.name!r} reads "
+            f"{str(path)!r} from that folder. Add --set data.root=FOLDER, or set {ROOT_VARIABLE}; "
+            "docs/reference/data.md says what the folder holds"
+        )
+
+
+def _refuse_missing(config: SourceConfig, root: Path | None, scenario: Scenario) -> None:
+    """A file or folder that is not there, by the parameter that leads to it."""
+    path = getattr(config, "path", None)
+    if path is None:
+        return
+    if (whole := path.expanduser()).is_absolute():
+        if not whole.exists():
+            raise DataError(
+                f"source {config.name!r}: path = {str(path)!r} does not exist; mend the path"
+            )
+    elif root is not None and not (root / whole).exists():
+        origin = "data.root" if scenario.data.root else ROOT_VARIABLE
+        raise DataError(
+            f"{origin} = {str(root)!r} does not hold {str(path)!r}, which source {config.name!r} "
+            "reads. Choose another folder by --set data.root=FOLDER; docs/reference/data.md says "
+            "what it holds"
         )
 
 

@@ -22,8 +22,8 @@ from synth_common.images.duplicates import pixel_codes
 from synth_common.images.imageset import ImageSet, concatenate
 from synth_common.images.phantom import PhantomSource
 from synth_common.images.sources import SourceConfig, load_source
-from synth_common.plan import validate
 from synth_common.randomness import derive_seed
+from synth_common.validation import validate
 from synth_sim.prepare import load_private
 from synth_sim.scenario import Scenario
 

@@ -22,7 +22,7 @@ _HEAD = """# synth-sim, synth-server, synth-client and synth-audit
 Made by `python -m synth_sim.reference > docs/reference/cli.md`; do not edit by hand.
 
 Expected errors are one line on stderr, and the [exit code](exit-codes.md) says which
-kind. `--set` takes any key of a scenario; see the packaged scenarios for all sections.
+kind. `--set` takes any key of a [scenario](scenario.md); `synth-sim keys` lists them.
 """
 
 
@@ -38,7 +38,8 @@ def _commands(name: str, command: click.Command) -> list[str]:
     """A command, or all commands of a group, as sections."""
     if not isinstance(command, click.Group):
         return [_command(name, command)]
-    sections = []
+    # A group has a section where it has options of its own.
+    sections = [_command(name, command)] if command.params else []
     for part in sorted(command.commands):
         sections += _commands(f"{name} {part}", command.commands[part])
     return sections

@@ -8,10 +8,11 @@ as they are measured.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +40,14 @@ class RunOptions:
         engine: Transport between server and sites.
         resume: Continue what is in ``out``.
         command: Command line, for the report.
+        say: Takes a line about what is beginning.
     """
 
     out: Path
     engine: Engine = "inprocess"
     resume: bool = False
     command: str = ""
+    say: Callable[[str], None] = lambda line: None
 
 
 def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
@@ -56,9 +59,11 @@ def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
 
     Raises:
         ConfigError: ``out`` is in use, not empty, or holds another run.
+        DataError: Images are missing; like missing weights, refused before ``out`` is made.
         Interrupted: Ctrl-C; the run can be continued.
         SynthwardError: Whatever stopped the run; see its class.
     """
+    _require_inputs(scenario, options)
     with _held(options):
         try:
             return _run(scenario, options)
@@ -67,6 +72,19 @@ def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
                 "stopped; what was finished is kept. Continue with: synth-sim run "
                 f"{options.out / 'scenario.toml'} --out {options.out} --resume"
             ) from None
+
+
+def _require_inputs(scenario: Scenario, options: RunOptions) -> None:
+    """Refuse what is bound to fail for want of images, weights or an engine."""
+    from synth_common.flower import require_ray
+    from synth_sim.prepare import require_data
+    from synth_sim.weights import initial_generator
+
+    if options.engine == "ray":
+        require_ray()
+    if not options.resume:  # a run that was prepared has images of its own
+        require_data(scenario)
+        initial_generator(scenario)
 
 
 def load_run(out: Path) -> Scenario:
@@ -109,14 +127,17 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
     began = time.perf_counter()
     log = FactLog(options.out / "facts.jsonl")
     known = _known(scenario, options, log)
-    if "run.finished" not in known:
+    if "run.finished" in known:
+        options.say(f"the run in {options.out} is finished; only its report is written anew")
+    else:
         if "run.id" not in known:
+            options.say("reading the images and dealing them to the sites")
             _prepare(scenario, options, log)
         run_id, digest = scenario.run_id(), scenario.plan.digest()
         checkpoint = load_latest(options.out / "checkpoints", run_id, digest)
         completed = 0 if checkpoint is None else checkpoint.round
         if options.resume:
-            log.append(Fact("run.resumed", {"at_round": completed + 1}, "public", _SOURCE))
+            _resumed(scenario, options, log, None if checkpoint is None else completed)
         with reporter(scenario.training.rounds, completed) as tell:
             run = _open(scenario, options, log, tell, checkpoint)
             initial = run.course.generator.shared_state()
@@ -124,6 +145,16 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
             ended, judging = federate(run, options.engine, (completed, state))
             _finish(run, options, ended, (began, judging))
     return write_report(options.out)
+
+
+def _resumed(scenario: Scenario, options: RunOptions, log: FactLog, completed: int | None) -> None:
+    """Say and record where a stopped run goes on: after ``completed`` rounds, None before any."""
+    from synth_server.record import resumed_fact
+
+    fact = resumed_fact(scenario.plan, completed)
+    at, rounds = fact.value["at"], scenario.training.rounds
+    options.say(f"resuming at {at}" + (f" of {rounds}" if at.startswith("round") else ""))
+    log.append(fact)
 
 
 def _known(scenario: Scenario, options: RunOptions, log: FactLog) -> set[str]:
@@ -149,7 +180,7 @@ def _prepare(scenario: Scenario, options: RunOptions, log: FactLog) -> None:
 
     began = time.perf_counter()
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    generator = initial_generator(scenario)  # refuses wrong weights before any data is read
+    generator = initial_generator(scenario)
     facts = prepare_sites(scenario, options.out)
     facts += run_facts(scenario, options.engine, options.command)
     facts += [generator_fact(generator), pretraining_fact(scenario.pretraining)]
@@ -198,9 +229,10 @@ def _finish(run: Federation, options: RunOptions, ended: Ended, clock: tuple[flo
     scenario, course = run.scenario, run.course
     began, judging = clock
     start = time.perf_counter()
-    course.tell.note("training classifiers on synthetic and on real images")
     course.generator.eval()
-    facts = pooled_utility(scenario, run.sites, course.generator, course.memory.shares())
+    tell = partial(course.tell.stage, "evaluation, all sites")
+    facts = pooled_utility(scenario, run.sites, course.generator, course.memory.shares(), tell)
+    tell("pictures for the report")
     facts += write_grids(scenario, run.sites, course.generator, run.out)
     for site in run.sites:
         facts += privacy_facts(site, scenario.plan, scenario.run_id())

@@ -32,12 +32,13 @@ from synth_common.plan import (
     ReleasePlan,
     StrictModel,
     TrainingPlan,
-    validate,
 )
+from synth_common.validation import validate
 from synth_sim.partition import PartitionConfig
 
 ROOT_VARIABLE = "SYNTHWARD_DATA"
 _NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+_NAME_WORDS = "1 to 63 lower-case letters, digits and hyphens, as in two-clinics"
 _BARE = re.compile(r"[A-Za-z_./~][\w./~:+-]*")
 
 
@@ -87,7 +88,7 @@ class ReportConfig(StrictModel):
 class Scenario(StrictModel):
     """A simulated federation."""
 
-    name: Annotated[str, Field(pattern=_NAME)]
+    name: Annotated[str, Field(pattern=_NAME, description=_NAME_WORDS)]
     title: str
     seed: Annotated[int, Field(ge=0)] = 0
     data: DataConfig
@@ -140,7 +141,10 @@ class Scenario(StrictModel):
         root = Path(named).expanduser().resolve()
         if not root.is_dir():
             origin = "data.root" if self.data.root else ROOT_VARIABLE
-            raise DataError(f"{origin} = {str(named)!r} is not a folder")
+            raise DataError(
+                f"{origin} = {str(named)!r} is not a folder; give the one that holds the images, "
+                f"by --set data.root=FOLDER or {ROOT_VARIABLE}"
+            )
         return root
 
 
@@ -237,24 +241,29 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"--set {override!r}: expected section.key=value")
     place: Any = values
-    for part in parts[:-1]:
-        place = _step(place, part, override)
-    last = parts[-1]
-    if isinstance(place, dict):
-        place[last] = _value(text.strip(), override)
-    elif isinstance(place, list) and last.isdecimal() and int(last) < len(place):
-        place[int(last)] = _value(text.strip(), override)
-    else:
-        raise ConfigError(f"--set {override!r}: {last!r} is not a key of {'.'.join(parts[:-1])!r}")
+    for depth, part in enumerate(parts[:-1]):
+        _require_place(place, parts[: depth + 1], override)
+        # A section that is not written out yet is made.
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[int(part)]
+    _require_place(place, parts, override)
+    last: Any = parts[-1] if isinstance(place, dict) else int(parts[-1])
+    place[last] = _value(text.strip(), override)
 
 
-def _step(place: Any, part: str, override: str) -> Any:
-    """One level down; a section that is not written out yet is made."""
-    if isinstance(place, dict):
-        return place.setdefault(part, {})
-    if isinstance(place, list) and part.isdecimal() and int(part) < len(place):
-        return place[int(part)]
-    raise ConfigError(f"--set {override!r}: {part!r} is not a section")
+def _require_place(place: Any, parts: list[str], override: str) -> None:
+    """Refuse a step into what is no section, and past the end of a list."""
+    *above, part = parts
+    if isinstance(place, list):
+        if not (part.isdecimal() and int(part) < len(place)):
+            raise ConfigError(
+                f"--set {override!r}: {'.'.join(above)} is a list, and {part!r} is none of its "
+                f"items; they are numbered {', '.join(map(str, range(len(place)))) or '(none)'}"
+            )
+    elif not isinstance(place, dict):
+        raise ConfigError(
+            f"--set {override!r}: {'.'.join(above)} = {place!r} is a value, not a section; set "
+            f"{'.'.join(above)} itself"
+        )
 
 
 def _value(text: str, override: str) -> Any:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import Field
 
 from synth_common.plan import StrictModel
+
+Tell = Callable[[str], None]
+"""Is told of a stage in public words as it begins: what is done, never what comes of it."""
+
+
+def quiet(stage: str) -> None:
+    """Tells nobody."""
 
 
 class EvaluationConfig(StrictModel):

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from synth_common.errors import DataError
-from synth_common.evaluation.config import EvaluationConfig
+from synth_common.evaluation.config import EvaluationConfig, Tell, quiet
 from synth_common.evaluation.resampling import bootstrap_weights, percentile_interval
 from synth_common.evaluation.segmenter import segmenter_name, train_segmenter
-from synth_common.evaluation.utility import Setting
+from synth_common.evaluation.utility import Setting, describe
 from synth_common.facts import Fact
 from synth_common.images.imageset import ImageSet, concatenate
 from synth_common.randomness import derive_seed, numpy_stream
@@ -66,7 +66,12 @@ def dice_scores(predicted: Masks, real: Masks) -> Array:
 
 
 def evaluate_segmentation(
-    train: ImageSet, holdout: ImageSet, synthetic: ImageSet, config: EvaluationConfig, seed: int
+    train: ImageSet,
+    holdout: ImageSet,
+    synthetic: ImageSet,
+    config: EvaluationConfig,
+    seed: int,
+    tell: Tell = quiet,
 ) -> list[Fact]:
     """Train segmenters on synthetic, real and both; test each on held-out real patients.
 
@@ -76,6 +81,7 @@ def evaluate_segmentation(
         synthetic: Synthetic images with masks in {0, 1}.
         config: Settings.
         seed: Root seed of the segmenters and of the resamples.
+        tell: Is told of each setting as it begins.
 
     Returns:
         One ``utility.segmentation`` fact per setting over the whole holdout (site None) and,
@@ -96,10 +102,10 @@ def evaluate_segmentation(
         "real": bare[1],
         "both": concatenate(bare),
     }
-    trials = {
-        setting: _run_trial(setting, pairs, holdout, config, seed)
-        for setting, pairs in sources.items()
-    }
+    trials: dict[Setting, _Trial] = {}
+    for setting, pairs in sources.items():
+        tell(f"segmenters trained on {describe(setting)}")
+        trials[setting] = _run_trial(setting, pairs, holdout, config, seed)
     places = _places(holdout, trials["real"].scores)
     return [_fact(trial, place, config, seed) for trial in trials.values() for place in places]
 

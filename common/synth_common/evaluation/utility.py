@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from synth_common.errors import DataError
 from synth_common.evaluation.classifier import classifier_name, train_classifier
-from synth_common.evaluation.config import EvaluationConfig
+from synth_common.evaluation.config import EvaluationConfig, Tell, quiet
 from synth_common.evaluation.resampling import bootstrap_weights, percentile_interval
 from synth_common.facts import Fact
 from synth_common.images.imageset import ImageSet, concatenate
@@ -43,7 +43,12 @@ class Trial:
 
 
 def evaluate_utility(
-    train: ImageSet, holdout: ImageSet, synthetic: ImageSet, config: EvaluationConfig, seed: int
+    train: ImageSet,
+    holdout: ImageSet,
+    synthetic: ImageSet,
+    config: EvaluationConfig,
+    seed: int,
+    tell: Tell = quiet,
 ) -> list[Fact]:
     """Train classifiers on synthetic, real and both; test each on held-out real patients.
 
@@ -53,6 +58,7 @@ def evaluate_utility(
         synthetic: Labelled synthetic images.
         config: Settings.
         seed: Root seed of the classifiers and of the resamples.
+        tell: Is told of each setting as it begins.
 
     Returns:
         One ``utility.classification`` fact per setting over the whole holdout (site None)
@@ -75,9 +81,15 @@ def evaluate_utility(
         places += [str(name) for name in np.unique(holdout.sites)]
     facts = []
     for setting, images in sources.items():
+        tell(f"classifiers trained on {describe(setting)}")
         trial = _run_trial(setting, images, holdout, config, seed)
         facts += [_fact(trial, holdout, place, config, seed) for place in places]
     return facts
+
+
+def describe(setting: Setting) -> str:
+    """What a setting trains on, in words."""
+    return "both kinds of images" if setting == "both" else f"{setting} images"
 
 
 def _run_trial(

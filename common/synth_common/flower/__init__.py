@@ -48,7 +48,7 @@ from flwr.serverapp import Grid  # noqa: E402
 from flwr.serverapp.strategy import Strategy  # noqa: E402
 from flwr.supercore.run import Run  # noqa: E402
 
-from synth_common.flower.engine import ray_grid  # noqa: E402
+from synth_common.flower.engine import ray_grid, require_ray  # noqa: E402
 from synth_common.flower.records import (  # noqa: E402
     PassingGrid,
     arrays_of,
@@ -76,5 +76,6 @@ __all__ = [
     "open_run",
     "quiet_logs",
     "ray_grid",
+    "require_ray",
     "state_of",
 ]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -46,6 +47,15 @@ class _EngineGrid(PassingGrid):
         return replies
 
 
+def require_ray() -> None:
+    """Refuse (ConfigError) the Ray engine where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise ConfigError(
+            "engine 'ray' needs Ray, which is not installed: make install (in a checkout), or "
+            "pip install 'synthward[ray]'"
+        )
+
+
 @contextmanager
 def ray_grid(client_app: ClientApp, sites: int, threads: int) -> Iterator[Grid]:
     """Flower's Ray simulation engine with ``sites`` nodes, as a grid to send messages with.
@@ -63,12 +73,7 @@ def ray_grid(client_app: ClientApp, sites: int, threads: int) -> Iterator[Grid]:
         ConfigError: Ray is not installed.
         FederationError: The engine did not start.
     """
-    try:
-        import ray  # noqa: F401
-    except ImportError as err:
-        raise ConfigError(
-            "engine 'ray' needs Ray, which is not installed: pip install 'synthward[ray]'"
-        ) from err
+    require_ray()
     handed: queue.Queue[Grid | BaseException] = queue.Queue()
     stop = threading.Event()
     engine = threading.Thread(

@@ -42,7 +42,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Grid:
+class Lattice:
     """The integers that stand for a vector's values; public.
 
     Attributes:
@@ -126,14 +126,14 @@ class NoiseTerms:
         noise_multiplier: Standard deviation over sensitivity of the continuous Gaussian as
             which the sum is charged; 0 for no noise.
         coordinates: Length of the vector.
-        grid: What it is rounded to.
+        lattice: What it is rounded to.
         sites: How many sites share the noise; 1 where each adds all of it.
         colluders: Against how many of them the others' noise must suffice.
     """
 
     noise_multiplier: float
     coordinates: int
-    grid: Grid
+    lattice: Lattice
     sites: int = 1
     colluders: int = 0
 
@@ -147,7 +147,7 @@ class NoiseTerms:
     @property
     def sensitivity(self) -> float:
         """Most that one unit moves the rounded vector, L2, in steps of the grid."""
-        return self.grid.scale * (1.0 + SLACK) + math.sqrt(self.coordinates)
+        return self.lattice.scale * (1.0 + SLACK) + math.sqrt(self.coordinates)
 
     def variance(self, own_multiplier: float | None = None) -> int:
         """Variance that one site adds, in steps of the grid, rounded up.
@@ -179,7 +179,7 @@ class NoiseTerms:
         excess = divergence(self.variance(), self.sites, self.coordinates)
         if not 2.0 * math.expm1(min(excess, 1.0)) <= _NEGLIGIBLE * delta:
             raise PrivacyError(
-                f"scale_bits = {self.grid.scale_bits}: the noise of one site has a variance of "
+                f"scale_bits = {self.lattice.scale_bits}: the noise of one site has a variance of "
                 f"{self.variance()} on the grid, too little for its discreteness to be negligible "
                 f"against delta = {delta:g}; raise scale_bits"
             )
@@ -189,24 +189,24 @@ class NoiseTerms:
         return (multiplier * self.sensitivity) ** 2 + ROUNDING_VARIANCE
 
 
-def noisy(vector: Floats, variance: int, grid: Grid, sites: int, noise: NoiseSource) -> Words:
+def noisy(vector: Floats, variance: int, lattice: Lattice, sites: int, noise: NoiseSource) -> Words:
     """A site's vector on the grid with its noise, modulo 2^b, uint64 (size,).
 
     Args:
         vector: float64 (size,). SENSITIVE.
         variance: Of the noise, in steps of the grid.
-        grid: Where it is rounded to.
+        lattice: Where it is rounded to.
         sites: How many such vectors will be added up.
         noise: Where the noise is drawn.
 
     Raises:
         PrivacyError: A value could wrap around in the sum.
     """
-    values = grid.rounded(vector, sites)
+    values = lattice.rounded(vector, sites)
     values += discrete_gaussian(len(values), variance, noise)
-    if int(np.abs(values).max(initial=0)) > grid.room(sites):
-        raise PrivacyError(grid._no_room(sites))
-    return grid.wrapped(values)
+    if int(np.abs(values).max(initial=0)) > lattice.room(sites):
+        raise PrivacyError(lattice._no_room(sites))
+    return lattice.wrapped(values)
 
 
 class RunningSum:
@@ -214,12 +214,12 @@ class RunningSum:
 
     Args:
         size: Length of the vectors.
-        grid: What they are made of.
+        lattice: What they are made of.
     """
 
-    def __init__(self, size: int, grid: Grid) -> None:
+    def __init__(self, size: int, lattice: Lattice) -> None:
         self._total: Words = np.zeros(size, dtype=np.uint64)
-        self._grid = grid
+        self._lattice = lattice
         self.count = 0
 
     def add(self, words: Words) -> None:
@@ -229,4 +229,4 @@ class RunningSum:
 
     def vector(self) -> Floats:
         """The sum in units of the vector, float64 (size,)."""
-        return self._grid.vector(self._grid.reduced(self._total))
+        return self._lattice.vector(self._lattice.reduced(self._total))

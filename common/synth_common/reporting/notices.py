@@ -119,12 +119,13 @@ def _on_course(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             str(warning["text"]),
         )
     for resume in report["run"]["resumed"]:
-        at = resume.get("at_round", MISSING) if isinstance(resume, Mapping) else resume
+        known = resume if isinstance(resume, Mapping) else {}
+        at = known.get("at", f"round {known.get('at_round', MISSING)}")  # as older runs say it
         yield _notice(
             "resumed",
             "note",
             "Interrupted and resumed",
-            f"The run was stopped and continued at round {at}. Privacy spent before the "
+            f"The run was stopped and continued at {at}. Privacy spent before the "
             "interruption is counted in the ledgers.",
         )
 
