@@ -131,6 +131,6 @@ class UnreachableError(SynthwardError):
 
 
 class Interrupted(SynthwardError):
-    """The user stopped the run (Ctrl-C); it can be resumed."""
+    """The user stopped the run (Ctrl-C or SIGTERM); it can be resumed."""
 
     exit_code = 130
