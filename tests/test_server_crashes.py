@@ -32,7 +32,7 @@ def test_a_coordinator_killed_anywhere_goes_on_to_the_same_model_and_nobody_pays
 ) -> None:
     """Between rounds and in the middle of aggregation; see ``check`` for what must hold."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "crash_coordinator.py"), str(tmp_path), "25"],
+        [sys.executable, str(HERE / "crash_coordinator.py"), str(tmp_path), "60"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

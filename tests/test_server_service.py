@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import jsonschema
@@ -21,8 +22,10 @@ from synth_common.errors import (
 )
 from synth_common.facts import read_facts
 from synth_common.flower import Message, arrays_of
+from synth_common.privacy.accounting import epsilon
 from synth_common.privacy.ledger import Ledger
 from synth_common.reporting.factbook import FactBook
+from synth_server import deployed_run
 from synth_server.checkpoint import load_latest
 from synth_server.service import ServiceOptions, run_state
 from synth_server.stopping import Stopper
@@ -258,6 +261,41 @@ def test_stop_finishes_the_reply_it_has_and_resume_ends_with_the_same_model(
     assert _final(tmp_path / "server").keys() == _final(finished[0]).keys()
 
 
+def test_a_run_that_goes_on_at_the_evaluation_waits_for_the_sites_to_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospitals, folder = Hospitals(tmp_path / "h", PLAN), tmp_path / "server"
+
+    def stop(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deployed_run, "evaluate_sites", stop)
+        with pytest.raises(Interrupted):
+            run(folder, hospitals, PLAN)
+    looks = iter(range(1000))
+
+    def later(self: Hospitals) -> dict[str, float]:
+        return dict.fromkeys(self.sites.values(), 0.1) if next(looks) > 3 else {}
+
+    monkeypatch.setattr(Hospitals, "online", later)
+    asked = len(hospitals.asked)
+    patient = settings(run={"gather_s": 60.0, "traversals": 0})
+    run(folder, hospitals, PLAN, AGAIN, patient)
+    assert hospitals.asked[asked:] == [(name, "evaluate") for name in ("east", "north", "west")]
+    assert [f.value for f in _book(folder).all("run.resumed")] == [{"at": "the evaluation"}]
+    assert _book(folder).all("federation.failure") == []
+
+
+def test_a_port_that_is_taken_is_named_before_the_run_begins(tmp_path: Path) -> None:
+    hospitals = Hospitals(tmp_path / "h", PLAN)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--metrics {port}"):
+            run(tmp_path / "server", hospitals, PLAN, ServiceOptions(metrics=port))
+    assert not (tmp_path / "server" / "run" / "facts.jsonl").exists()
+
+
 @pytest.mark.parametrize("away", [set(), {"west"}])
 def test_a_release_is_made_once_and_its_price_comes_from_the_replies(
     tmp_path: Path, away: set[str]
@@ -277,6 +315,31 @@ def test_a_release_is_made_once_and_its_price_comes_from_the_replies(
     assert released.value["epsilon_if_all_others_collude"] > spent
     gone = [(f.site, f.round, f.value["code"]) for f in book.all("federation.failure")]
     assert gone == [("west", 0, "Offline")] * len(away)
+
+
+def test_an_attempt_that_lost_a_site_is_in_the_price_as_in_the_ledgers(tmp_path: Path) -> None:
+    names = ("east", "north", "south", "west")
+    plan = release_plan(warm_steps=2, spare_attempts=1)
+    hospitals = Hospitals(tmp_path / "h", plan, names)
+    lost: list[str] = []
+
+    def lose(name: str, reply: Message) -> Message | None:
+        if name == "south" and reply.metadata.message_type == "train.release" and not lost:
+            lost.append(name)
+            return None
+        return reply
+
+    hospitals.on_reply = lose
+    run(tmp_path / "server", hospitals, plan)
+    (released,) = _book(tmp_path / "server").all("release.embedding")
+    assert (released.value["attempts"], released.value["sites"]) == (2, ["east", "north", "west"])
+    spent = []
+    for directory in hospitals.directories.values():
+        with Ledger.read(directory / "ledger.sqlite") as ledger:
+            terms = plan.privacy
+            spent.append(epsilon(ledger.history(), terms.delta, terms.accountant))
+    assert released.value["epsilon"] == pytest.approx(max(spent))
+    assert released.value["epsilon_if_all_others_collude"] > max(spent)
 
 
 def test_a_rule_that_cannot_hold_with_so_few_sites_says_so_at_the_start(tmp_path: Path) -> None:

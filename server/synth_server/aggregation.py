@@ -36,7 +36,7 @@ class Aggregate(Protocol):
         ...
 
     def result(self, dtypes: Dtypes) -> dict[str, Tensor]:
-        """The model of the replies taken, at least one, in the given dtypes."""
+        """The model of the replies taken, at least one, in the given dtypes; to be asked once."""
         ...
 
 
@@ -58,7 +58,8 @@ class RunningMean:
 
     def result(self, dtypes: Dtypes) -> dict[str, Tensor]:
         """See :class:`Aggregate`."""
-        return {k: (v / self.count).to(dtypes[k]) for k, v in self._total.items()}
+        names = list(self._total)
+        return {k: (self._total.pop(k) / self.count).to(dtypes[k]) for k in names}
 
 
 class Ordered:

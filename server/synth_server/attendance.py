@@ -131,16 +131,17 @@ class Attendance(Pace):
                     f"{self._config.patience_s:g} s. The run is kept: start the sites and resume it"
                 )
             self._stopper.sleep(_POLL_SECONDS)
-        if not self._met:
-            self._linger()
+        if not self._met:  # before the first round the other sites get a moment, too
+            self.linger()
         self._strategy.meet(self._roster.sites)
 
-    def _linger(self) -> None:
-        """Before the first round the other enrolled sites get a moment to connect, too."""
+    def linger(self) -> None:
+        """Wait until every enrolled site is connected, but no longer than ``gather_s``."""
         self._met = True
         until = time.monotonic() + self._config.gather_s
         while time.monotonic() < until and not self._enough(len(self._roster.sites), frozenset()):
             self._stopper.sleep(_POLL_SECONDS)
+        self._strategy.meet(self._roster.sites)
 
     def _present(self) -> Mapping[str, float]:
         return self._roster.online()

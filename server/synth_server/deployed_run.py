@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-from synth_common.errors import Interrupted, StorageError, SynthwardError
+from synth_common.errors import Interrupted, SynthwardError
 from synth_common.facts import Fact, FactLog
 from synth_common.messages import Values
 from synth_server.aggregation import doubts, largest_update
@@ -113,7 +113,7 @@ class DeployedRun:
         try:
             self._keep()
             self._board.end(phase, err)
-        except StorageError as second:
+        except SynthwardError as second:  # StorageError, or a checkpoint that was damaged meanwhile
             self._tell.note(str(second))
 
     def _keep(self) -> None:
@@ -145,6 +145,7 @@ class DeployedRun:
             ended = train(self._course, grid, strategy, self._start, pace)
             began = time.perf_counter()
             if config.evaluate:
+                pace.linger()  # a run that goes on here has asked nobody yet
                 self._judge(grid, strategy, ended)
             self._finish(ended, time.perf_counter() - began)
 

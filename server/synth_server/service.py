@@ -93,9 +93,9 @@ def _watched(
     with trackers(run_dir, deployment.settings.name, asked, tell.note) as sinks:
         board = _board(deployment, known)
         log = TrackedLog(run_dir / "facts.jsonl", [board, *sinks])
-        if not options.resume:
-            log.extend(first_facts(deployment, known, options.command))
         with _shown(board, run_dir, options, tell):
+            if not options.resume:
+                log.extend(first_facts(deployment, known, options.command))
             yield log, board
 
 
