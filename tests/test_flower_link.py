@@ -43,7 +43,12 @@ from synth_common.flower.link import open_link
 from synth_common.flower.node import Coordinator, Pace, serve_node
 from synth_sim.transport import InProcessGrid
 
-STATE = {"w": torch.arange(700_000, dtype=torch.float32), "b": torch.tensor(1.5)}
+STATE = {
+    "w": torch.arange(700_000, dtype=torch.float32),
+    "b": torch.tensor(1.5),
+    "empty": torch.zeros(0, 2),
+    **{f"layer{n}": torch.full((5_000,), n, dtype=torch.float64) for n in range(20)},
+}
 
 
 def _eventually(condition, seconds: float = 20.0) -> None:
@@ -80,6 +85,8 @@ def test_three_sites_answer_with_the_bytes_of_the_in_process_grid(tmp_path: Path
     for reply in replies:
         arrays = reply.content.array_records["arrays"]
         assert {k: v.data for k, v in arrays.items()} == {k: v.data for k, v in wanted.items()}
+        # In the spool until somebody reads it: memory holds no answer.
+        assert all(type(array).__name__ == "SpooledArray" for array in arrays.values())
         assert torch.equal(state_of(arrays, empty=True)["w"], 2 * STATE["w"])
 
 

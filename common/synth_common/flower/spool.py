@@ -204,16 +204,23 @@ class ContentReader:
 
     def _record(self, object_id: str, kind: type[Any]) -> InflatableObject:
         content = self._store.piece(object_id).read()
-        inner = _INNER.get(kind, {})
+        if kind is ArrayRecord:
+            return self._arrays(content)
         children: dict[str, InflatableObject] = {}
         for child in self._children(content):
             name = self._head(self._store.piece(child).read())[0]
-            if name not in inner:
+            if kind is not RecordDict or name not in _RECORDS:
                 raise DataError(f"a {kind.__name__} holds an object of another kind")
-            known = inner[name]
-            children[child] = self._array(child) if known is Array else self._record(child, known)
+            children[child] = self._record(child, _RECORDS[name])
         inflated: InflatableObject = kind.inflate(content, children)
         return inflated
+
+    def _arrays(self, content: bytes) -> ArrayRecord:
+        """The arrays of a record. Flower's ``inflate`` would read them all into memory."""
+        record = ArrayRecord()
+        for name, object_id in json.loads(get_object_body(content, ArrayRecord)).items():
+            record[name] = self._array(object_id)
+        return record
 
     def _array(self, object_id: str) -> SpooledArray:
         content = self._store.piece(object_id).read()
@@ -239,7 +246,6 @@ class ContentReader:
         return get_object_head_values_from_object_content(content)
 
 
-_INNER: dict[type[Any], dict[str, type[Any]]] = {
-    RecordDict: {kind.__qualname__: kind for kind in (ArrayRecord, ConfigRecord, MetricRecord)},
-    ArrayRecord: {Array.__qualname__: Array},
+_RECORDS: dict[str, type[Any]] = {
+    kind.__qualname__: kind for kind in (ArrayRecord, ConfigRecord, MetricRecord)
 }
