@@ -41,5 +41,7 @@ def scenario(
         "training.rounds=0",
         "release.embedding={}",
         "partition.min_patients=3",
+        "generator.features=40",
+        "generator.refine_steps=3",
     ]
     return load_scenario(str(write_tiny(folder, sites)), [*settings, *overrides])

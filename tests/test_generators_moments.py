@@ -33,7 +33,8 @@ from synth_common.plan import (
 from synth_common.privacy.public_training import train_openly
 from synth_server.learning import learn_release
 
-_PLAN = GeneratorPlan(family="embedding", size=28, classes=("a", "b"), frequencies=5)
+_PLAN = GeneratorPlan(family="embedding", size=28, classes=("a", "b"), frequencies=5, features=0)
+"""Moments alone; what features add has tests of its own."""
 
 
 def _pictures(n: int, plan: GeneratorPlan = _PLAN, seed: int = 0) -> tuple[torch.Tensor, ...]:
@@ -108,8 +109,11 @@ def test_the_longest_vector_of_an_image_has_length_one(fill):
         assert lengths[0] == pytest.approx(1.0)
 
 
-def test_noise_enters_each_part_as_strongly_as_it_says():
-    embedding = build_embedding(_PLAN)
+@pytest.mark.parametrize(("features", "share"), [(0, 0.5), (40, 0.5), (40, 0.2)])
+def test_noise_enters_each_part_as_strongly_as_it_says(features, share):
+    settings = {"features": features, "feature_share": share}
+    embedding = build_embedding(_PLAN.model_copy(update=settings))
+    moments = embedding.moment_factor
     rng = torch.Generator().manual_seed(3)
     draws = [torch.randn(embedding.size, generator=rng, dtype=torch.float64) for _ in range(200)]
     sums = [embedding.sums(vector) for vector in draws]
@@ -117,13 +121,16 @@ def test_noise_enters_each_part_as_strongly_as_it_says():
     off = ~torch.eye(25, dtype=torch.bool)
     root = 2**0.5
     for found, stated in (
-        (torch.stack([s.counts for s in sums]).std(), 1 / CONSTANT**2),
-        (torch.stack([s.first for s in sums]).std(), 1 / (root * CONSTANT)),
-        (second[..., off].std(), 1 / root),
-        (second.diagonal(dim1=2, dim2=3).std(), 1.0),
-        (torch.stack([s.energy for s in sums]).std(), 1.0),
+        (torch.stack([s.counts for s in sums]).std(), 1 / CONSTANT**2 / moments),
+        (torch.stack([s.first for s in sums]).std(), 1 / (root * CONSTANT) / moments),
+        (second[..., off].std(), 1 / root / moments),
+        (second.diagonal(dim1=2, dim2=3).std(), 1.0 / moments),
+        (torch.stack([s.energy for s in sums]).std(), 1.0 / moments),
     ):
         assert found.item() == pytest.approx(stated, rel=0.12)
+    if features:
+        found = torch.stack([s.features for s in sums]).std()
+        assert found.item() == pytest.approx(share**-0.5, rel=0.12)
     assert torch.equal(second, second.transpose(2, 3))
 
 

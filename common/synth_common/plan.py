@@ -55,7 +55,10 @@ class GeneratorPlan(StrictModel):
     (0: never); ``critic_constraint`` holds its weights within ``critic_bound``.
 
     What a release says of images: how those at the lowest ``frequencies`` of each axis vary
-    together, the mean at twice as many, and how strong finer detail is. ``pixel_centre`` and
+    together, the mean at twice as many, how strong finer detail is, and ``features`` random
+    features (0: none), which have ``feature_share`` of the squared length of an image's vector: a
+    larger share leaves more noise in the moments. The features teach a network that refines what
+    is drawn from the moments, in ``refine_steps`` steps. ``pixel_centre`` and
     ``pixel_radius`` are public constants of the kind of image: pixels are taken relative to the
     centre, and a picture whose root mean square is then above the radius counts with less contrast.
     """
@@ -81,6 +84,9 @@ class GeneratorPlan(StrictModel):
     canaries: Annotated[int, Field(ge=0, le=100_000)] = 0
     site_normalisation: bool = False
     frequencies: Annotated[int, Field(ge=2, le=32)] = 12
+    features: Annotated[int, Field(ge=0, le=20_000, multiple_of=2)] = 3000
+    feature_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    refine_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
     pixel_centre: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     pixel_radius: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 

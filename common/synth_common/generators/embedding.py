@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from synth_common.generators.features import RandomFeatures
 from synth_common.plan import GeneratorPlan
 
 CONSTANT = 0.5
@@ -27,7 +28,7 @@ _LARGEST = math.sqrt(1.0 - CONSTANT**2)
 
 @dataclass(frozen=True)
 class Embedding:
-    """Count, mean and second moments of every class's images, the fine detail by its energy.
+    """Moments of every class's images, the fine detail by its energy, and random features.
 
     An image's coefficients are those of the orthonormal discrete cosine transform (DCT-II; Ahmed,
     Natarajan & Rao 1974), less those of a picture that is ``centre`` throughout, over ``radius``
@@ -40,7 +41,12 @@ class Embedding:
       upper triangle row by row, entries off the diagonal times sqrt(2), which keeps the norm;
     - per channel, the sum of squares of the coefficients in each band above those.
 
-    The squares of these add up to at most c^4 + 2 c^2 x^2 + x^4 = (c^2 + x^2)^2 <= 1.
+    The squares of these add up to at most c^4 + 2 c^2 x^2 + x^4 = (c^2 + x^2)^2 <= 1. With
+    ``features``, all of this is multiplied by sqrt(1 - s), s being ``feature_share``, and
+
+    - sqrt(s) times the image's random features (:mod:`features`), of norm at most 1,
+
+    follow, so that the norm stays at most 1.
 
     Attributes:
         classes: Number of classes; other labels contribute nothing.
@@ -49,6 +55,8 @@ class Embedding:
         centre: Public value that pixels are taken relative to, in [0, 1].
         radius: Public bound on the root mean square of a picture less ``centre``; one beyond it
             is counted with less contrast.
+        features: Number of random features; 0 for none.
+        feature_share: Share of the squared norm that they have, 0 where there are none.
     """
 
     classes: int
@@ -56,6 +64,8 @@ class Embedding:
     frequencies: int
     centre: float
     radius: float
+    features: int = 0
+    feature_share: float = 0.0
 
     @property
     def mean_frequencies(self) -> int:
@@ -91,10 +101,20 @@ class Embedding:
         return bands
 
     @property
-    def _lengths(self) -> tuple[int, int, int, int]:
+    def moment_factor(self) -> float:
+        """What moments are multiplied by, to leave room for features."""
+        return math.sqrt(1.0 - self.feature_share)
+
+    @cached_property
+    def random_features(self) -> RandomFeatures:
+        """What maps images to their features."""
+        return RandomFeatures(self.shape, self.features, self.radius)
+
+    @property
+    def _lengths(self) -> tuple[int, int, int, int, int]:
         channels, width = self.shape[0], self.width
         means = channels * self.mean_frequencies**2
-        return 1, means, width * (width + 1) // 2, channels * self.bands
+        return 1, means, width * (width + 1) // 2, channels * self.bands, self.features
 
     @cached_property
     def _basis(self) -> Tensor:
@@ -141,7 +161,8 @@ class Embedding:
         known = (labels >= 0) & (labels < self.classes)
         order = torch.argsort(labels[known])
         labels, weights = labels[known][order], weights[known][order].to(torch.float64)
-        found, m = self.coefficients(images[known][order]), self.mean_frequencies
+        images = images[known][order]
+        found, m = self.coefficients(images), self.mean_frequencies
         of_class = weights[:, None] * functional.one_hot(labels, self.classes)
         first = of_class.T @ found[..., :m, :m].flatten(1)
         energy = of_class.T @ (found.square().flatten(2) @ self._members).flatten(1)
@@ -154,13 +175,16 @@ class Embedding:
             blocks.append(scale * second[rows, columns])
         counts = of_class.sum(0)[:, None]
         parts = [CONSTANT**2 * counts, _ROOT * CONSTANT * first, torch.stack(blocks), energy]
-        return torch.cat(parts, dim=1).flatten()
+        moments = self.moment_factor * torch.cat(parts, dim=1)
+        features = of_class.T @ self.random_features(images.to(torch.float32)).to(torch.float64)
+        return torch.cat([moments, math.sqrt(self.feature_share) * features], dim=1).flatten()
 
     def sums(self, vector: Tensor) -> Sums:
         """A sum (size,) taken apart, without the factors that the vector carries."""
         channels, m, width = self.shape[0], self.mean_frequencies, self.width
-        rows_of = vector.view(self.classes, -1)
-        count, first, flat, energy = torch.split(rows_of, list(self._lengths), dim=1)
+        rows_of, share = vector.view(self.classes, -1), self.feature_share
+        *moments, features = torch.split(rows_of, list(self._lengths), dim=1)
+        count, first, flat, energy = (part / self.moment_factor for part in moments)
         rows, columns, scale = self._triangle
         second = torch.zeros(self.classes, width, width, dtype=torch.float64)
         second[:, rows, columns] = flat / scale
@@ -170,11 +194,12 @@ class Embedding:
             first=first.reshape(-1, channels, m, m) / (_ROOT * CONSTANT),
             second=second,
             energy=energy.reshape(-1, channels, self.bands),
+            features=features / math.sqrt(share) if self.features else features,
         )
 
     def class_counts(self, vector: Tensor) -> Tensor:
         """Images (weighted) per class that a sum holds, float64 (classes,)."""
-        return vector.view(self.classes, -1)[:, 0] / CONSTANT**2
+        return vector.view(self.classes, -1)[:, 0] / (CONSTANT**2 * self.moment_factor)
 
 
 @dataclass(frozen=True)
@@ -182,19 +207,21 @@ class Sums:
     """What a sum of vectors says, class by class; all float64.
 
     With noise of standard deviation s in every coordinate of the vector, that of an entry is
-    s times the factor named here.
+    s times the factor named here, over ``moment_factor`` of the embedding.
 
     Attributes:
         counts: (K,), images; 1 / c^2, c being ``CONSTANT``.
         first: (K, C, m, m), sums of coefficients; 1 / (sqrt(2) c).
         second: (K, width, width), sums of products; 1 / sqrt(2), on the diagonal 1.
         energy: (K, C, bands), sums of squares; 1.
+        features: (K, D), sums of random features; 1 over the root of ``feature_share`` instead.
     """
 
     counts: Tensor
     first: Tensor
     second: Tensor
     energy: Tensor
+    features: Tensor
 
     def together(self) -> Sums:
         """As if all classes were one, which keeps a leading axis of 1."""
@@ -206,7 +233,7 @@ class Sums:
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:
-        return self.counts, self.first, self.second, self.energy
+        return self.counts, self.first, self.second, self.energy, self.features
 
 
 @dataclass(frozen=True)
@@ -222,6 +249,11 @@ class Released:
     vector: Tensor
     sigma: float
     embedding: Embedding
+
+    @property
+    def moment_sigma(self) -> float:
+        """What ``sigma`` comes to in the vector of moments alone."""
+        return self.sigma / self.embedding.moment_factor
 
 
 def cosine_basis(size: int, frequencies: int) -> Tensor:
@@ -248,4 +280,6 @@ def build_embedding(plan: GeneratorPlan) -> Embedding:
         frequencies=min(plan.frequencies, plan.size),
         centre=plan.pixel_centre,
         radius=plan.pixel_radius,
+        features=plan.features,
+        feature_share=plan.feature_share if plan.features else 0.0,
     )

@@ -2,22 +2,26 @@
 
 Every class is a Gaussian over the cosine coefficients of its images: at the low frequencies with
 the mean and covariance that one noisy release gave, cleaned of the noise (:mod:`denoising`); above
-them independent, with the variances that the release or a power law gives.
+them independent, with the variances that the release or a power law gives. What is drawn so passes
+a network that released random features have taught what such pictures look like (:mod:`refiner`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from synth_common.errors import TrainingError
 from synth_common.generators.denoising import Gaussians, cleaned_gaussians
-from synth_common.generators.embedding import CONSTANT, Released, Sums, cosine_basis
+from synth_common.generators.embedding import CONSTANT, Released, cosine_basis
 from synth_common.generators.interface import Generator, Health
 from synth_common.generators.networks import diversity, normal_per_seed
+from synth_common.generators.refiner import Lesson, Refiner, teach
 from synth_common.plan import GeneratorPlan
+from synth_common.randomness import derive_seed
 
 _FEWEST = 4.0
 """A class whose noisy count is below this many standard deviations of its noise is not told
@@ -36,6 +40,8 @@ class MomentGenerator(Generator):
         self.register_buffer("mean", torch.zeros(classes, channels, size, size))
         self.register_buffer("factor", torch.zeros(classes, low, low))
         self.register_buffer("detail", torch.zeros(channels, size, size))
+        refined = plan.features > 0 and plan.refine_steps > 0
+        self.refiner = Refiner(channels, size) if refined else None
 
     @property
     def private_module(self) -> nn.Module:
@@ -49,16 +55,40 @@ class MomentGenerator(Generator):
         )
 
     def learn_release(self, released: Released, seed: int, tell: Callable[[str], None]) -> None:
-        """See :class:`Generator`; takes seconds, and nothing of it is random."""
+        """See :class:`Generator`; the Gaussians take seconds, the refiner ``plan.refine_steps``."""
         embedding = released.embedding
-        found = class_gaussians(released, tell)
+        told = class_gaussians(released, tell)
+        found = told.gaussians
         self.get_buffer("mean").copy_(found.mean * embedding.unit)
         self.get_buffer("factor").copy_(found.factor * embedding.unit)
         self.get_buffer("detail").copy_(found.detail * embedding.unit)
+        if self.refiner is None or not bool(told.seen.any()):
+            return
+        sums = embedding.sums(released.vector)
+        means = sums.features / sums.counts.clamp(min=1.0)[:, None]
+        lesson = Lesson(
+            means.to(torch.float32), told.seen, embedding.random_features, self.plan.refine_steps
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "refiner"))
+            self.refiner = Refiner(self.out_channels, self.plan.size)
+        teach(self.refiner, lesson, self._draw_from, seed, tell)
 
     @torch.no_grad()
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """See :class:`Generator`."""
+        pictures = self._gaussian_pictures(labels, seeds)
+        if self.refiner is not None:
+            pictures = self.refiner(pictures)
+        return pictures.clamp(0.0, 1.0).cpu()
+
+    def _draw_from(self, labels: Tensor, seed: int) -> Tensor:
+        """Unrefined pictures of class numbers (B,)."""
+        return self._gaussian_pictures(labels, [derive_seed(seed, i) for i in range(len(labels))])
+
+    @torch.no_grad()
+    def _gaussian_pictures(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+        """One draw per label and seed, in [0, 1]."""
         mean, factor = self.get_buffer("mean"), self.get_buffer("factor")
         shape, low = mean.shape[1:], factor.shape[1]
         draws = normal_per_seed(seeds, low + shape.numel()).to(mean.device)
@@ -72,7 +102,7 @@ class MomentGenerator(Generator):
         grid[..., :k, :k] += rows.view(-1, shape[0], k, k)
         basis = cosine_basis(self.plan.size, self.plan.size).to(grid)
         pictures = basis.T @ grid @ basis + self.plan.pixel_centre
-        return pictures.clamp(0.0, 1.0).cpu()
+        return pictures.clamp(0.0, 1.0)
 
     def health(self, images: Tensor, labels: Tensor) -> Health:
         """Diversity within a class, and how much of a picture's spread is fine detail."""
@@ -89,31 +119,41 @@ class MomentGenerator(Generator):
         return Health({"diversity": spread, "detail_share": share}, warnings)
 
 
-def class_gaussians(released: Released, tell: Callable[[str], None]) -> Gaussians:
-    """The Gaussian of every class that a release has; one too small gets the largest's.
+@dataclass(frozen=True)
+class Told:
+    """The classes as a release tells them apart.
+
+    Attributes:
+        gaussians: One of every class; one too small has the largest's.
+        seen: bool (K,), classes with enough patients for the noise.
+    """
+
+    gaussians: Gaussians
+    seen: Tensor
+
+
+def class_gaussians(released: Released, tell: Callable[[str], None]) -> Told:
+    """What a release says of every class.
 
     Args:
         released: The noisy sum.
         tell: Says which classes are too few to be told from the others.
     """
     embedding, sums = released.embedding, released.embedding.sums(released.vector)
-    seen = sums.counts >= max(1.0, _FEWEST * released.sigma / CONSTANT**2)
+    sigma, itself = released.moment_sigma, torch.arange(embedding.classes)
+    seen = sums.counts >= max(1.0, _FEWEST * sigma / CONSTANT**2)
     if not bool(seen.any()):
         tell("no class has enough patients for this noise; all classes are drawn alike")
-        whole = _at_least_one(sums.together())
-        noise = released.sigma * embedding.classes**0.5
-        like = torch.zeros(embedding.classes, dtype=torch.int64)
-        return cleaned_gaussians(whole, noise, embedding).of(like)
-    found = cleaned_gaussians(sums.of(seen), released.sigma, embedding)
-    if bool(seen.all()):
-        return found
-    few = (~seen).nonzero().flatten().tolist()
-    tell(f"classes {few} have too few patients for this noise; they are drawn like the others")
-    like = torch.zeros(embedding.classes, dtype=torch.int64)
-    like[seen] = torch.arange(int(seen.sum()))
-    like[~seen] = int(sums.counts[seen].argmax())
-    return found.of(like)
-
-
-def _at_least_one(sums: Sums) -> Sums:
-    return Sums(sums.counts.clamp(min=1.0), sums.first, sums.second, sums.energy)
+        together = sums.together()
+        whole = replace(together, counts=together.counts.clamp(min=1.0))
+        found = cleaned_gaussians(whole, sigma * embedding.classes**0.5, embedding)
+        nobody = torch.zeros_like(itself)
+        return Told(found.of(nobody), seen)
+    found = cleaned_gaussians(sums.of(seen), sigma, embedding)
+    largest = int(torch.where(seen, sums.counts, 0.0).argmax())
+    like = torch.where(seen, itself, largest)
+    if not bool(seen.all()):
+        few = (~seen).nonzero().flatten().tolist()
+        tell(f"classes {few} have too few patients for this noise; they are drawn like the others")
+    place = torch.cumsum(seen, 0) - 1
+    return Told(found.of(place[like]), seen)

@@ -1,0 +1,167 @@
+"""What turns a draw from a Gaussian into a picture: a network taught by released features.
+
+Gaussians of pixels have the right means and covariances and look like grain. The refiner is
+trained, on the coordinator and without any image, until the random features of its pictures have
+on average, class by class, the values that the release gave: a generative moment matching network
+(Li, Swersky & Zemel 2015; with random features Harder, Adamczewski & Park 2021) whose latent vector
+is the Gaussian picture. Post-processing of the release, which costs no privacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from synth_common.generators.features import RandomFeatures
+from synth_common.randomness import derive_seed, torch_stream
+
+_PATCHES = (8, 4, 2)
+_CELLS = 14
+"""Fewest cells along one side of the finer grid."""
+_WIDTH = 32
+_PIXEL_WIDTH = 8
+_HIDDEN = 256
+_RATE = 2e-3
+_LEAK = 0.01
+"""Slope beyond [0, 1] in training, so that what left the range finds back."""
+_BATCH_PIXELS = 320 * 32 * 32
+"""Pixels of all pictures of a step, roughly."""
+_COARSE = 8
+_KEEP = 5.0
+"""Weight of what moments tell best, the coarse picture, against the features."""
+_FEWEST_PER_CLASS = 16
+_POOL = 8192
+_REPORTS = 5
+
+
+class Refiner(nn.Module):
+    """A picture to a picture: a grid of patches, a coarser one, and one vector for the whole.
+
+    Starts as the identity. It does not know the class (ADR 13): what it adds for one class alone
+    would be a mark that a classifier learns instead of the picture.
+
+    Args:
+        channels: Of the pictures, with the mask channel.
+        size: Pixels along one side, a multiple of 4 from 28 on.
+    """
+
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__()
+        fits = [p for p in _PATCHES if size % (2 * p) == 0 and size // p >= _CELLS]
+        self.patch = (fits or [2])[0]
+        side = size // self.patch // 2
+        self.fine = nn.Conv2d(channels * self.patch**2, _WIDTH, 3, padding=1)
+        self.down = nn.Conv2d(4 * _WIDTH, _WIDTH, 3, padding=1)
+        self.squeeze = nn.Conv2d(_WIDTH, _WIDTH // 4, 1)
+        self.to_whole = nn.Linear(_WIDTH // 4 * side**2, _HIDDEN)
+        self.from_whole = nn.Linear(_HIDDEN, _WIDTH * side**2)
+        self.mixing = nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1)
+        self.up = nn.Conv2d(_WIDTH, 4 * _WIDTH, 3, padding=1)
+        self.joining = nn.Conv2d(2 * _WIDTH, _WIDTH, 3, padding=1)
+        self.spread = nn.Conv2d(_WIDTH, _PIXEL_WIDTH * self.patch**2, 3, padding=1)
+        # Over whole pixels, so that patches leave no seams.
+        self.out = nn.Conv2d(_PIXEL_WIDTH + channels, channels, 3, padding=1)
+        for layer in (self.out, self.from_whole):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(B, C, S, S) in [0, 1] to (B, C, S, S), about in [0, 1]."""
+        fine = _active(self.fine(F.pixel_unshuffle(2.0 * pictures - 1.0, self.patch)))
+        coarse = _active(self.down(F.pixel_unshuffle(fine, 2)))
+        whole = self.from_whole(_active(self.to_whole(self.squeeze(coarse).flatten(1))))
+        coarse = coarse + _active(whole.view_as(coarse))
+        coarse = coarse + _active(self.mixing(coarse))
+        back = F.pixel_shuffle(_active(self.up(coarse)), 2)
+        joined = _active(self.joining(torch.cat([fine, back], dim=1)))
+        pixels = F.pixel_shuffle(_active(self.spread(joined)), self.patch)
+        changed: Tensor = pictures + self.out(torch.cat([pixels, pictures], dim=1))
+        return changed
+
+
+def _active(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.2)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a refiner is to learn.
+
+    Attributes:
+        means: float32 (K, D), mean random features of every class, noisy.
+        taught: bool (K,), classes whose means are known.
+        features: Maps pictures to features.
+        steps: Steps of Adam.
+    """
+
+    means: Tensor
+    taught: Tensor
+    features: RandomFeatures
+    steps: int
+
+
+def teach(
+    refiner: Refiner,
+    lesson: Lesson,
+    draw: Callable[[Tensor, int], Tensor],
+    seed: int,
+    tell: Callable[[str], None],
+) -> None:
+    """Train ``refiner`` in place until its pictures' features have the released means.
+
+    The loss is the squared distance of the means, summed over classes, less what the batch's own
+    spread adds to it, so that its gradient is unbiased for any batch.
+
+    Args:
+        refiner: Starts from its weights.
+        lesson: What to learn.
+        draw: Pictures (B, C, S, S) of class numbers (B,) from a seed.
+        seed: Of draws and batches.
+        tell: Progress, a line at a time.
+    """
+    known = lesson.taught.nonzero().flatten()
+    labels = known[torch.arange(_POOL) % len(known)]
+    pool = draw(labels, derive_seed(seed, "pool"))
+    rng = torch_stream(seed, "batches")
+    each = max(_FEWEST_PER_CLASS, _BATCH_PIXELS // pool[0, 0].numel() // len(known))
+    optimiser = torch.optim.Adam(refiner.parameters(), lr=_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, lesson.steps))
+    rows = [(labels == label).nonzero().flatten() for label in known]
+    wanted, losses = lesson.means[known].to(pool), []
+    refiner.train()
+    for step in range(lesson.steps):
+        picks = [own[torch.randint(len(own), (each,), generator=rng)] for own in rows]
+        chosen = torch.cat(picks)
+        made = refiner(pool[chosen])
+        inside = made.clamp(0.0, 1.0)
+        found = lesson.features(inside + _LEAK * (made - inside)).view(len(known), each, -1)
+        loss = _distance(found, wanted) + _KEEP * _coarse_change(pool[chosen], made)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+        if (step + 1) % max(1, lesson.steps // _REPORTS) == 0:
+            recent = losses[-max(1, lesson.steps // 20) :]
+            tell(
+                f"refining, step {step + 1} of {lesson.steps}: squared distance to the released "
+                f"features {sum(recent) / len(recent):.4f}"
+            )
+    refiner.eval()
+
+
+def _coarse_change(before: Tensor, after: Tensor) -> Tensor:
+    """Mean square by which a grid of about 8x8 cells changed: what the moments tell best."""
+    cell = max(1, before.shape[2] // _COARSE)
+    return F.avg_pool2d(after - before, cell).square().mean()
+
+
+def _distance(found: Tensor, wanted: Tensor) -> Tensor:
+    """Squared distance of the means of (K, n, D) to (K, D), unbiased, summed over classes."""
+    n, mean = found.shape[1], found.mean(1)
+    spread = (found.square().sum(2).mean(1) - mean.square().sum(1)) / (n - 1)
+    return ((mean - wanted).square().sum(1) - spread).sum()

@@ -1,0 +1,71 @@
+"""Random features: their length is the promise that a release's noise is calibrated to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from synth_common.generators.embedding import Embedding
+from synth_common.generators.features import RandomFeatures
+
+_SHAPES = [(1, 28, 28), (3, 32, 32), (2, 64, 64), (1, 36, 36)]
+_FIRST_FILTER_ROW = [-0.0015166, 0.3441975, -0.4179669, 0.2719295, -0.2428386]
+_PIXELS = [0.0657478, 0.1254152, 0.0462381]
+
+
+def _extremes(shape: tuple[int, int, int]) -> torch.Tensor:
+    """Pictures at the ends of what pictures can be."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.rand(4, *shape, generator=rng)
+    board = (torch.arange(shape[1])[:, None] + torch.arange(shape[2])) % 2
+    flat = [torch.full((1, *shape), value) for value in (0.0, 0.5, 1.0)]
+    return torch.cat([noise, noise.round(), board.expand(1, *shape).float(), *flat])
+
+
+@pytest.mark.parametrize("shape", _SHAPES)
+@pytest.mark.parametrize("count", [2, 300, 3000])
+def test_no_picture_has_features_longer_than_one(shape, count):
+    found = RandomFeatures(shape, count, radius=0.4)(_extremes(shape))
+    lengths = found.to(torch.float64).norm(dim=1)
+    assert found.shape == (12, count)
+    assert bool((lengths <= 1.0).all())
+    assert bool((lengths > 1.0 - 1e-5).all())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_vector_with_features_is_no_longer_than_one(share):
+    embedding = Embedding(2, (1, 28, 28), 6, 0.5, 0.5, features=600, feature_share=share)
+    for image in _extremes((1, 28, 28)):
+        vector = embedding.weighted_sum(image[None], torch.tensor([1]), torch.ones(1))
+        assert 0.3 < vector.norm().item() <= 1.0
+
+
+def test_features_of_a_picture_do_not_depend_on_its_neighbours():
+    images = _extremes((1, 28, 28))
+    features = RandomFeatures((1, 28, 28), 300, radius=0.4)
+    together = features(images)
+    alone = torch.cat([features(image[None]) for image in images])
+    np.testing.assert_allclose(alone.numpy(), together.numpy(), atol=2e-6)
+
+
+def test_every_machine_draws_the_same_constants():
+    """Sites and coordinator never exchange them, so they may not move with a library."""
+    features = RandomFeatures((1, 28, 28), 300, radius=0.4)
+    first = features._filters[0][0, 0, 0]
+    np.testing.assert_allclose(first.numpy(), _FIRST_FILTER_ROW, atol=1e-6)
+    np.testing.assert_allclose(features._directions[2][:3, 0].numpy(), _PIXELS, atol=1e-6)
+
+
+def test_features_see_texture_that_means_do_not():
+    """Two sets with equal means: stripes of either phase, and flat grey."""
+    stripes = (torch.arange(28) // 2 % 2).float().expand(1, 1, 28, 28)
+    both = torch.cat([stripes, 1.0 - stripes])
+    grey = torch.full((2, 1, 28, 28), 0.5)
+    features = RandomFeatures((1, 28, 28), 900, radius=0.5)
+    assert torch.equal(both.mean(0), grey.mean(0))
+    assert (features(both).mean(0) - features(grey).mean(0)).norm().item() > 0.5
+
+
+def test_no_features_are_an_empty_vector():
+    assert RandomFeatures((1, 28, 28), 0, radius=0.4)(torch.rand(3, 1, 28, 28)).shape == (3, 0)
