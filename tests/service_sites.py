@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from small_sites import approve, release_plan, small_plan, small_site
+import small_sites
+from small_sites import approve, small_plan, small_site
 
 from synth_client.app import SiteApp, make_client_app
 from synth_client.enrol import agree, make_key
@@ -31,6 +32,13 @@ EVALUATION = EvaluationConfig(
     classifier_batch=8, utility_seeds=1, bootstrap=20,
 )  # fmt: skip
 __all__ = ["NAMES", "Hospitals", "release_plan", "run", "settings", "small_plan"]
+
+
+def release_plan(**release: object) -> Plan:
+    """One masked release, with few features and little learning."""
+    plan = small_sites.release_plan(warm_steps=2, **release)
+    few = plan.generator.model_copy(update={"features": 40, "refine_steps": 3})
+    return plan.model_copy(update={"generator": few})
 
 
 def settings(**changes: object) -> ServerSettings:

@@ -134,7 +134,7 @@ def test_a_coordinator_killed_in_a_round_resumes_and_no_hospital_pays_twice(
 @pytest.mark.timeout(600)
 def test_a_release_over_the_network_is_masked_and_made_once(tmp_path: Path) -> None:
     plan = deployed_plan(
-        generator={"family": "embedding", "frequencies": 4},
+        generator={"family": "embedding", "frequencies": 4, "features": 40, "refine_steps": 3},
         training={"rounds": 0},
         privacy={"trust_model": "secure-aggregation"},
         release={"embedding": {}},

@@ -301,7 +301,7 @@ def test_a_release_is_made_once_and_its_price_comes_from_the_replies(
     tmp_path: Path, away: set[str]
 ) -> None:
     names = ("east", "north", "south", "west")
-    plan = release_plan(warm_steps=2)
+    plan = release_plan()
     hospitals = Hospitals(tmp_path / "h", plan, names)
     hospitals.away = away
     run(tmp_path / "server", hospitals, plan)
@@ -319,7 +319,7 @@ def test_a_release_is_made_once_and_its_price_comes_from_the_replies(
 
 def test_an_attempt_that_lost_a_site_is_in_the_price_as_in_the_ledgers(tmp_path: Path) -> None:
     names = ("east", "north", "south", "west")
-    plan = release_plan(warm_steps=2, spare_attempts=1)
+    plan = release_plan(spare_attempts=1)
     hospitals = Hospitals(tmp_path / "h", plan, names)
     lost: list[str] = []
 
