@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from enrolment_scenario import Clock
 
 for _name, _value in {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -29,3 +33,13 @@ def data_root() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return root
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Replaces the time of day for everything that has to do with enrolment."""
+    from enrolment_scenario import Clock
+
+    fixed = Clock()
+    monkeypatch.setattr("synth_common.wall_clock.now", fixed)
+    return fixed

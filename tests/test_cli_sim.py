@@ -177,7 +177,7 @@ def test_missing_weights_and_engines_are_refused_before_a_directory_is_made(
     named = ("--set", f"pretraining.sha256={'a' * 64}", "--set", "pretraining.public_data=drawn")
     code, _, err = _call(capsys, "run", tiny, "--out", str(out), *named)
     assert (code, "data.weights" in err) == (2, True)
-    monkeypatch.setattr("synth_common.flower.find_spec", lambda name: None)
+    monkeypatch.setattr("synth_common.flower.engine.find_spec", lambda name: None)
     code, _, err = _call(capsys, "run", tiny, "--out", str(out), "--engine", "ray")
     assert (code, "make install" in err) == (2, True)
     assert not out.exists()

@@ -15,7 +15,7 @@ from test_privacy_accounting import reference_epsilon
 from synth_client import charge
 from synth_client import release as module
 from synth_client import round as rounds
-from synth_client.charge import plan_uses, release_noise
+from synth_client.charge import plan_uses
 from synth_client.cost import cost_of
 from synth_client.enrol import agree, load_key, load_peers, make_key
 from synth_client.release import ReleaseRequest, ready, release_embedding
@@ -34,6 +34,7 @@ from synth_common.plan import Plan
 from synth_common.privacy import egress
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.ledger import Budget, Ledger
+from synth_common.privacy.release_noise import release_noise
 from synth_common.privacy.secure_sum import Lattice, NoiseTerms, RunningSum
 from synth_common.privacy.statistics import embedding_sum
 from synth_common.randomness import SimulationNoise

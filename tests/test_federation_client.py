@@ -11,11 +11,12 @@ import torch
 from small_sites import approve, blobs, small_plan, small_site
 
 from synth_client.app import SiteApp, make_client_app
-from synth_client.evaluate import SiteEvaluation, balanced_labels, sample_images
+from synth_client.evaluate import SiteEvaluation
 from synth_client.site import Site, load_site, save_site
 from synth_common import messages
 from synth_common.errors import FederationError
 from synth_common.evaluation.config import EvaluationConfig
+from synth_common.evaluation.synthetic import balanced_labels, sample_images
 from synth_common.facts import read_facts
 from synth_common.flower import Context, Grid, Message, RecordDict, arrays_of
 from synth_common.generators import build_generator

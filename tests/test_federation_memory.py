@@ -10,10 +10,11 @@ import torch
 from small_sites import approve, small_plan, small_site
 
 from synth_client.app import SiteApp, make_client_app
-from synth_client.evaluate import SiteEvaluation, class_labels
+from synth_client.evaluate import SiteEvaluation
 from synth_client.site import save_site
 from synth_common.errors import CheckpointError, DataError, FederationError
 from synth_common.evaluation.config import EvaluationConfig
+from synth_common.evaluation.synthetic import class_labels
 from synth_common.generators import build_generator
 from synth_common.plan import Plan, ReleasePlan
 from synth_server.checkpoint import Checkpoint, load_latest, save_checkpoint

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from synth_sim.progress import PlainReporter, reporter
+from synth_server.progress import PlainReporter, reporter
 
 
 def test_a_pipe_gets_one_line_per_round_with_epsilon_and_time_left() -> None:

@@ -14,13 +14,13 @@ import torch
 from release_scenario import learn, learner, scenario  # noqa: F401
 
 from synth_client.app import SiteApp
-from synth_client.charge import release_noise
 from synth_common.errors import BudgetError, DataError, Interrupted
 from synth_common.facts import read_facts
 from synth_common.generators import build_generator
 from synth_common.generators.vae import VAE
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.ledger import Ledger
+from synth_common.privacy.release_noise import release_noise
 from synth_common.randomness import derive_seed
 from synth_common.reporting.factbook import FactBook
 from synth_server.checkpoint import load_latest

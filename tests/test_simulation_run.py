@@ -31,8 +31,9 @@ from synth_common.errors import (
 from synth_common.facts import Fact, read_facts
 from synth_common.privacy.ledger import Decision, Ledger
 from synth_common.reporting.factbook import FactBook
+from synth_server import coordinate, progress
 from synth_server.checkpoint import load_latest
-from synth_sim import federate, progress
+from synth_server.coordination import Coordination
 from synth_sim.run import RunOptions, run_scenario
 from synth_sim.sample import sample_run
 from synth_sim.scenario import Scenario, load_scenario
@@ -331,16 +332,16 @@ def test_a_spent_budget_ends_training_in_good_order(
 ) -> None:
     """The operators lower their budgets after the first of two rounds."""
     scenario, out = _tiny(tmp_path), tmp_path / "run"
-    after_round = federate._after_round
+    after_round = coordinate.after_round
 
-    def then_lower(run: federate.Federation, result: object) -> None:
+    def then_lower(run: Coordination, result: Any) -> None:
         after_round(run, result)
-        for site in run.sites:
-            with Ledger.hold(site.ledger_path) as ledger:
+        for site in (out / "sites").iterdir():
+            with Ledger.hold(site / "ledger.sqlite") as ledger:
                 budget = replace(ledger.budget, epsilon=0.01)
                 ledger.set_budget(budget, Decision("alice", "stop"))
 
-    monkeypatch.setattr(federate, "_after_round", then_lower)
+    monkeypatch.setattr(coordinate, "after_round", then_lower)
     run_scenario(scenario, RunOptions(out))
     book = _book(out)
     assert book.value("run.rounds") == {"planned": 2, "completed": 1, "ended": "budget spent"}

@@ -37,11 +37,13 @@ class SiteApp:
         evaluation: How this site judges the final generator.
         threads: Processor threads of this process, or None to leave them. Float sums
             depend on it, so a simulation sets it for equal results on every engine.
+        worked: Hears of every message with its answer, before that leaves; None for nobody.
     """
 
     resolve: Callable[[Context], Site]
     evaluation: SiteEvaluation
     threads: int | None = None
+    worked: Callable[[Message, Message], None] | None = None
 
     def query(self, message: Message, context: Context) -> Message:
         """Answer with the site's public name."""
@@ -66,6 +68,15 @@ class SiteApp:
     def _answer(
         self, message: Message, context: Context, work: Callable[[Site], RecordDict]
     ) -> Message:
+        reply = self._guarded(message, context, work)
+        if self.worked is not None:
+            self.worked(message, reply)
+        return reply
+
+    def _guarded(
+        self, message: Message, context: Context, work: Callable[[Site], RecordDict]
+    ) -> Message:
+        """What the work made, or the class of what went wrong."""
         site = None
         try:
             if self.threads is not None:

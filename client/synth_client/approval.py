@@ -10,8 +10,8 @@ from synth_common.plan import Plan
 from synth_common.privacy.ledger import Budget, Decision, Ledger
 
 
-def accept(path: Path, budget: Budget, plan: Plan, decision: Decision) -> None:
-    """Set the budget of the ledger at ``path`` and approve ``plan``, unless both are done.
+def open_budget(path: Path, budget: Budget, decision: Decision) -> Budget:
+    """Set the budget of the ledger at ``path`` unless one holds; returns the one that holds.
 
     Raises:
         LedgerError, LedgerHeldError, StorageError: As :meth:`Ledger.hold`.
@@ -19,6 +19,17 @@ def accept(path: Path, budget: Budget, plan: Plan, decision: Decision) -> None:
     with Ledger.hold(path) as ledger:
         if not ledger.budgets():
             ledger.set_budget(budget, decision)
+        return ledger.budget
+
+
+def accept(path: Path, budget: Budget, plan: Plan, decision: Decision) -> None:
+    """Set the budget of the ledger at ``path`` and approve ``plan``, unless both are done.
+
+    Raises:
+        LedgerError, LedgerHeldError, StorageError: As :meth:`Ledger.hold`.
+    """
+    open_budget(path, budget, decision)
+    with Ledger.hold(path) as ledger:
         if plan.digest() not in ledger.approved():
             ledger.approve(plan.digest(), plan.to_json(), decision)
 

@@ -95,6 +95,32 @@ class Statement:
     outlook: PlanOutlook | None
 
 
+@dataclass(frozen=True)
+class Balance:
+    """A ledger in two numbers.
+
+    Attributes:
+        spent: Epsilon composed over everything reserved, at the budget's delta.
+        remaining: Budget minus spent.
+    """
+
+    spent: float
+    remaining: float
+
+
+def balance(path: Path) -> Balance:
+    """What the ledger at ``path`` says is spent and what remains, verified.
+
+    Raises:
+        BudgetError: No budget is set.
+        LedgerError: The ledger does not verify.
+    """
+    with Ledger.read(path) as ledger:
+        budget, history = ledger.budget, ledger.history()
+    spent = epsilon(history, budget.delta, budget.accountant)
+    return Balance(spent, budget.epsilon - spent)
+
+
 def statement(directory: Path) -> Statement:
     """The account of the site in ``directory``.
 

@@ -14,6 +14,7 @@ from synth_common.errors import BudgetError, PrivacyError
 from synth_common.plan import Plan
 from synth_common.privacy.accounting import Use, calibrate, epsilon
 from synth_common.privacy.ledger import Budget, Ledger
+from synth_common.privacy.release_noise import release_uses
 
 MOST_GROWTH = 4.0
 """A round that needs this many times the noise of its plan would undo what was learnt."""
@@ -55,7 +56,7 @@ def planned_release(ledger: Ledger, site: Site, plan: Plan, run_id: str) -> Use:
     if not plan.privacy.private:
         require_no_bound(ledger.budget)
         return Use(0.0, 1.0, 1, "embedding")
-    (planned,) = _embedding(plan, 1)
+    (planned,) = release_uses(plan, 1)
     noise, terms, ceiling = planned.noise_multiplier, plan.privacy, _ceiling(planned)
     before = ledger.history(run_id)  # whatever the run used counts, be it attempts or not
     target = (_share(plan) * terms.epsilon, terms.delta)
@@ -102,11 +103,6 @@ def require_no_bound(budget: Budget) -> None:
         )
 
 
-def release_noise(plan: Plan) -> float:
-    """The noise multiplier of one attempt at the release, as every site of the plan knows it."""
-    return _embedding(plan, 1)[0].noise_multiplier if plan.privacy.private else 0.0
-
-
 def plan_uses(plan: Plan, rate: float, rounds: int, attempts: int = 1) -> tuple[Use, ...]:
     """What a private plan uses at a site of this sample rate, all told; training first, if any.
 
@@ -120,12 +116,12 @@ def plan_uses(plan: Plan, rate: float, rounds: int, attempts: int = 1) -> tuple[
         attempts: So many attempts at the release, of a plan that has one.
     """
     terms, training = plan.privacy, plan.training
-    once = (*_embedding(plan, attempts), *_histogram_of(plan))
+    once = (*release_uses(plan, attempts), *_histogram_of(plan))
     if not training.rounds:
         return once
     embedding = plan.release.embedding
     most = 1 if embedding is None else 1 + embedding.spare_attempts
-    before = (*_embedding(plan, most), *_histogram_of(plan))
+    before = (*release_uses(plan, most), *_histogram_of(plan))
     steps = training.total_steps + terms.spare_rounds * training.steps_per_round
     target = (terms.epsilon, terms.delta)
     sigma = calibrate(before, (rate, steps), target, terms.accountant)
@@ -136,20 +132,6 @@ def _histogram_of(plan: Plan) -> tuple[Use, ...]:
     """The label histogram of a plan; empty if it has none."""
     noise = plan.release.label_histogram
     return () if noise is None else (Use(noise, 1.0, 1, "label histogram"),)
-
-
-def _embedding(plan: Plan, attempts: int) -> tuple[Use, ...]:
-    """So many attempts at the release of a private plan; empty if it has none.
-
-    One and the spare ones cost the release's share of the target.
-    """
-    embedding, terms = plan.release.embedding, plan.privacy
-    if embedding is None:
-        return ()
-    target = (embedding.share * terms.epsilon, terms.delta)
-    planned = (1.0, 1 + embedding.spare_attempts)
-    sigma = calibrate((), planned, target, terms.accountant)
-    return (Use(sigma, 1.0, attempts, "embedding"),)
 
 
 def _share(plan: Plan) -> float:

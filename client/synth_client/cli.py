@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from synth_client import enrol_cli, service_cli
+from synth_client.cli_options import HOME, HomeOption, OperatorOption, ReasonOption, SiteOption
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded, show_version
 
@@ -25,6 +27,9 @@ plan_app = typer.Typer(
     name="plan", help="What a coordinator may ask of this site.", no_args_is_help=True
 )
 app.add_typer(plan_app)
+app.command("init")(enrol_cli.init)
+app.command("accept")(enrol_cli.accept)
+service_cli.add_to(app)
 
 VersionOption = Annotated[
     bool,
@@ -32,20 +37,6 @@ VersionOption = Annotated[
         "--version", is_eager=True, callback=show_version, help="Print the version and end."
     ),
 ]
-SiteOption = Annotated[str, typer.Option("--site", help="Name of the site.")]
-HomeOption = Annotated[
-    Path,
-    typer.Option(
-        "--home",
-        envvar="SYNTHWARD_HOME",
-        help="Folder that holds sites/NAME; a run directory of synth-sim is one, too.",
-    ),
-]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is written in the ledger.")]
-OperatorOption = Annotated[
-    str, typer.Option("--operator", help="Who decides; default: the user of this terminal.")
-]
-_HOME = Path.home() / "synthward"
 
 
 class AccountantName(StrEnum):
@@ -65,13 +56,13 @@ class UnitName(StrEnum):
 
 @app.callback()
 def operate(version: VersionOption = False) -> None:
-    """What a hospital's operator decides and sees: the privacy budget and the approved plan."""
+    """What a hospital's operator decides and sees: enrolment, budget, plan, service."""
 
 
 @app.command()
 def budget(
     site: SiteOption,
-    home: HomeOption = _HOME,
+    home: HomeOption = HOME,
     set_: Annotated[
         float | None,
         typer.Option("--set", metavar="EPSILON", help="Set the lifetime budget; needs --reason."),
@@ -137,7 +128,7 @@ def _plain(value: Any) -> Any:
 @plan_app.command("show")
 def show_plan(
     site: SiteOption,
-    home: HomeOption = _HOME,
+    home: HomeOption = HOME,
     as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
 ) -> None:
     """Print every plan that was ever approved, who approved or revoked it, when and why."""
@@ -166,7 +157,7 @@ def approve_plan(
     file: Annotated[Path, typer.Argument(help="The plan as JSON, as the coordinator sent it.")],
     site: SiteOption,
     reason: ReasonOption,
-    home: HomeOption = _HOME,
+    home: HomeOption = HOME,
     operator: OperatorOption = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
 ) -> None:
@@ -203,7 +194,7 @@ def revoke_plan(
     digest: Annotated[str, typer.Argument(help="The plan's digest, or how it begins.")],
     site: SiteOption,
     reason: ReasonOption,
-    home: HomeOption = _HOME,
+    home: HomeOption = HOME,
     operator: OperatorOption = "",
 ) -> None:
     """Take an approval back: every message under this plan is refused from now on.

@@ -43,6 +43,27 @@ def cost_of(plan: Plan, directory: Path) -> str:
     )
 
 
+def fits(plan: Plan, directory: Path) -> bool:
+    """Whether the budget of the site in ``directory`` bears a whole run of a plan beside the past.
+
+    Raises:
+        BudgetError: No budget is set, or one that a plan without noise breaks.
+    """
+    with Ledger.read(directory / "ledger.sqlite") as ledger:
+        budget, history = ledger.budget, ledger.history()
+    if not plan.privacy.private:
+        require_no_bound(budget)
+        return True
+    nominal = read_settings(directory)["nominal_patients"]
+    rate = min(1.0, plan.training.patients_per_step / nominal)
+    use, *once = _whole_run(plan, rate, 0)
+    try:
+        within_budget(budget, [*history, *once], use, MOST_GROWTH * use.noise_multiplier)
+    except BudgetError:
+        return False
+    return True
+
+
 def _whole_run(plan: Plan, rate: float, spare: int) -> tuple[Use, ...]:
     """What a whole run uses: undisturbed (0), or with everything interrupted that it bears (1)."""
     rounds = plan.training.rounds + spare * plan.privacy.spare_rounds

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from synth_client.approval import require_approved, require_keepable
-from synth_client.charge import planned_release, release_noise
+from synth_client.charge import planned_release
 from synth_client.enrol import load_key, load_peers
 from synth_client.outbox import Outbox, require_run_id
 from synth_client.site import Site
@@ -32,6 +32,7 @@ from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.egress import Outgoing, Permitted, Value, acknowledge, release
 from synth_common.privacy.ledger import Ledger, Reservation, RoundKey
 from synth_common.privacy.pairwise_masks import MaskContext, Words, total_mask
+from synth_common.privacy.release_noise import release_noise
 from synth_common.privacy.secure_sum import Lattice, NoiseTerms, noisy
 from synth_common.privacy.statistics import embedding_sum
 from synth_common.randomness import noise_source
@@ -86,7 +87,7 @@ def ready(site: Site, plan: Plan, run_id: str, anchor: str | None = None) -> Out
         anchor: As in :class:`ReleaseRequest`.
 
     Raises:
-        PlanError, PrivacyError, BudgetError, LedgerError: Why it could not.
+        PlanError, PrivacyError, BudgetError, LimitError, LedgerError: Why it could not.
     """
     with Ledger.read(site.ledger_path) as ledger:
         request = ReleaseRequest(run_id, 0, (site.name,), plan, anchor)
@@ -107,6 +108,7 @@ def release_embedding(site: Site, request: ReleaseRequest) -> Outgoing:
         AttemptSpentError: The attempt was begun before, and its reply is lost or answered
             another request.
         PrivacyError: The request cannot be met without breaking the promise.
+        LimitError: The site's own limits forbid an attempt now; nothing is charged.
         BudgetError: The site's budget, or the release's share of the target, does not bear it
             or the rounds after it.
         LedgerError, LedgerHeldError: The ledger does not verify, or is in use.
@@ -145,6 +147,7 @@ def _prepared(
     ledger: Ledger, site: Site, request: ReleaseRequest, embedding: Embedding
 ) -> tuple[Use, Words | None]:
     """All that a new attempt needs before it is charged; refuses what would fail after that."""
+    site.require_within_limits(ledger)
     use = planned_release(ledger, site, request.plan, request.run_id)
     return use, _mask(site, request, embedding, use)
 

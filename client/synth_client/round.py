@@ -59,6 +59,7 @@ def train_round(site: Site, request: RoundRequest) -> Outgoing:
     Raises:
         PlanError: The operator approved no such plan; names the fields that differ.
         PrivacyError: The request cannot be met without breaking the promise.
+        LimitError: The site's own limits forbid a round now; nothing is charged.
         BudgetError: The site's budget or the run's target is spent.
         LedgerError, LedgerHeldError: The ledger does not verify, or is in use.
         CheckpointError: The state does not fit the planned generator.
@@ -83,6 +84,7 @@ def train_round(site: Site, request: RoundRequest) -> Outgoing:
             made, reservation = stored
             values = _values(ledger, site, plan, reservation)
             return _released(made, values, permitted, (reservation, plan))
+        site.require_within_limits(ledger)
         uses = planned_uses(ledger, site, plan, request.run_id)
         reservation = ledger.reserve(key, uses, plan.privacy.unit)
         made, result = _use(site, request, generator, reservation)
@@ -164,7 +166,7 @@ def _train(
             max_images=plan.privacy.max_images_per_patient,
             denominator=plan.training.patients_per_step,
         ),
-        plan.training,
+        site.training(plan),
         noise,
     )
     first = (request.round - 1) * plan.training.steps_per_round

@@ -16,16 +16,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from synth_client.limits import Limits
+from synth_common.clock import moment
 from synth_common.errors import ConfigError, DataError, StorageError
 from synth_common.facts import Fact, FactLog
 from synth_common.images.imageset import ImageSet
-from synth_common.plan import Plan
+from synth_common.plan import Device, Plan, TrainingPlan
 from synth_common.privacy.accounting import Use, epsilon, merged
 from synth_common.privacy.ledger import Ledger
 
@@ -46,6 +48,8 @@ class Site:
             site has; with ``training.patients_per_step`` it gives the sample rate.
         seed: Seeds simulations; deployments draw noise from the operating system.
         simulated: Whether this is a part of a simulation, where noise may be repeatable.
+        limits: What the operator allows beside the budget.
+        device: Where the site trains; ``auto`` leaves it to the plan.
     """
 
     name: str
@@ -55,6 +59,8 @@ class Site:
     nominal_patients: int
     seed: int
     simulated: bool = False
+    limits: Limits = field(default_factory=Limits)
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         if self.nominal_patients < 1:
@@ -82,6 +88,21 @@ class Site:
         """The training images, in the units of the plan, whether or not patients are known."""
         by_patient = plan.privacy.unit == "patient"
         return self.train if by_patient else replace(self.train, patient_ids=None)
+
+    def training(self, plan: Plan) -> TrainingPlan:
+        """The plan's training, on the site's own device where its operator named one."""
+        if self.device == "auto":
+            return plan.training
+        return plan.training.model_copy(update={"device": self.device})
+
+    def require_within_limits(self, ledger: Ledger) -> None:
+        """Refuse what the operator's limits forbid now; called before anything is charged.
+
+        Raises:
+            LimitError: Names the limit.
+        """
+        self.limits.require_patients(self.train.unit_count())
+        self.limits.require_room(ledger.reservations(), moment())
 
     def sample_rate(self, plan: Plan) -> float:
         """Probability with which each patient enters a step; public, at most 1."""

@@ -94,7 +94,43 @@ class AttemptSpentError(PrivacyError):
     exit_code = 14
 
 
+class RefusedError(FederationError):
+    """The coordinator turns this site away by name: revoked, expired or unknown."""
+
+    exit_code = 15
+
+
+class EnrolmentError(SynthwardError):
+    """A key, certificate, enrolment request or kit is missing, expired or cannot be trusted."""
+
+    exit_code = 16
+
+
+class LimitError(SynthwardError):
+    """A site's own limits forbid it now: rounds a day, hours, or too few patients."""
+
+    exit_code = 17
+
+
+class ReadinessError(SynthwardError):
+    """``synth-client doctor`` found something that would make a round fail."""
+
+    exit_code = 18
+
+
+class RunningError(SynthwardError):
+    """A site's service runs already, or is needed and does not run."""
+
+    exit_code = 19
+
+
+class UnreachableError(SynthwardError):
+    """The coordinator cannot be reached, or is not the one that the kit names."""
+
+    exit_code = 20
+
+
 class Interrupted(SynthwardError):
-    """The user stopped the run (Ctrl-C); it can be resumed."""
+    """The user stopped the run (Ctrl-C or SIGTERM); it can be resumed."""
 
     exit_code = 130

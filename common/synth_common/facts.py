@@ -126,18 +126,22 @@ class Fact:
             )
 
 
-def _plain(value: Any) -> Any:
-    """Make a value JSON-safe: tuples to lists, numpy scalars to Python, inf/nan to strings."""
+def plain(value: Any) -> Any:
+    """A value as facts store it: tuples as lists, numpy scalars as Python's, inf/nan as strings.
+
+    Raises:
+        ConfigError: JSON has no place for it.
+    """
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, bool | str | int) or value is None:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if hasattr(value, "tolist"):  # numpy scalars and arrays, 0-d tensors
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Path):
         return str(value)
     raise ConfigError(f"a fact cannot hold a {type(value).__name__}: {value!r}")
@@ -152,7 +156,7 @@ class FactLog:
     def append(self, *facts: Fact) -> None:
         """Write facts in order. Raises StorageError when the disk refuses."""
         lines = "".join(
-            json.dumps(_plain(vars(f)), sort_keys=True, allow_nan=False) + "\n" for f in facts
+            json.dumps(plain(vars(f)), sort_keys=True, allow_nan=False) + "\n" for f in facts
         )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ once, also that no more sites than planned collude; training rounds stay local."
 Accountant = Literal["prv", "rdp", "pld"]
 Tune = Literal["all", "last", "adapters"]
 """What DP-SGD trains of a private network that starts from public weights."""
+Device = Literal["auto", "cpu", "cuda"]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 
@@ -172,7 +173,7 @@ class TrainingPlan(StrictModel):
     draws_per_image: Annotated[int, Field(ge=1, le=64)] = 1
     augment_shift: Annotated[int, Field(ge=0, le=16)] = 0
     augment_flip: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     @property
     def total_steps(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,7 @@ from synth_common.generators.embedding import build_embedding
 from synth_common.messages import Attempt, Header, Remembered
 from synth_common.privacy.secure_sum import Lattice, RunningSum
 from synth_server.release_store import AttemptBook, Release
-from synth_server.strategy import Failure, UniformAverage
+from synth_server.strategy import BAD_REPLY, NO_REPLY, OFFLINE, Failure, UniformAverage
 
 _SPENT = "AttemptSpentError"
 
@@ -110,12 +110,12 @@ class Releasing:
 
     def _next(self, lost: set[str]) -> Attempt:
         """A new attempt, among the sites that answer a roll-call."""
-        asked = [name for name in self._nodes if name not in lost]
+        asked = self._connected(name for name in self._nodes if name not in lost)
         contents = {name: messages.roll_call(self._header, self._plan) for name in asked}
         present = []
         for name, reply in self._answers("query.release", contents):
             if reply is None:
-                self._fail(name, "NoReply", "no answer to the roll-call before the timeout")
+                self._fail(name, NO_REPLY, "no answer to the roll-call before the timeout")
             elif reply.has_error():
                 self._fail(name, messages.error_code(reply), "the site's answer to the roll-call")
             else:
@@ -129,6 +129,16 @@ class Releasing:
                 f"Failed: {named or 'none; there are no more sites'}"
             )
         return Attempt(self._book.next_number, tuple(sorted(present)))
+
+    def _connected(self, names: Iterable[str]) -> list[str]:
+        """The names that can be asked now; the others fail."""
+        present = self._strategy.present
+        here = set(self._nodes) if present is None else set(present())
+        wanted = list(names)
+        for name in wanted:
+            if name not in here:
+                self._fail(name, OFFLINE, "the site was not connected at the roll-call")
+        return [name for name in wanted if name in here]
 
     def _ask(self, attempt: Attempt) -> _Round:
         """One attempt: ask all participants, add up what comes."""
@@ -144,14 +154,14 @@ class Releasing:
         for name, reply in self._answers("train.release", contents):
             where = f"attempt {attempt.number} at the release"
             if reply is None:
-                self._fail(name, "NoReply", f"{where}: no reply before the timeout")
+                self._fail(name, NO_REPLY, f"{where}: no reply before the timeout")
             elif reply.has_error():
                 self._fail(name, messages.error_code(reply), f"{where}: the site's own error code")
             else:
                 try:
                     self._take(name, reply, attempt, made)
                 except DataError as err:
-                    self._fail(name, "BadReply", f"{where}: {err}")
+                    self._fail(name, BAD_REPLY, f"{where}: {err}")
         made.failures = self.failures[before:]
         return made
 
@@ -239,6 +249,7 @@ class Releasing:
             messages=effort.messages,
             bytes_up=effort.bytes_up,
             seconds=time.perf_counter() - effort.began,
+            epsilons=_numbers(made.replies, "epsilon"),
         )
 
     def _fail(self, site: str, code: str, reason: str) -> None:
@@ -246,5 +257,6 @@ class Releasing:
 
 
 def _numbers(replies: dict[str, messages.Values], name: str) -> dict[str, float]:
-    """One public value of every reply, by site in order of names."""
-    return {site: float(replies[site][name]) for site in sorted(replies)}
+    """One public value of the replies that hold it as a number, by site in order of names."""
+    found = {site: replies[site].get(name) for site in sorted(replies)}
+    return {site: float(value) for site, value in found.items() if isinstance(value, float | int)}

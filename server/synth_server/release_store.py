@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Release:
         messages: Requests sent, roll-calls apart.
         bytes_up: Bytes of the vectors received, over all attempts.
         seconds: What all attempts took.
+        epsilons: What each site's ledger stated with its vector, over all of the site's runs.
     """
 
     run_id: str
@@ -52,6 +53,7 @@ class Release:
     messages: int
     bytes_up: int
     seconds: float
+    epsilons: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def sites(self) -> list[str]:
@@ -62,7 +64,8 @@ class Release:
         """Everything but the vector."""
         named = {item.name: getattr(self, item.name) for item in fields(self)}
         del named["vector"]
-        return {**named, **{k: dict(named[k]) for k in ("noise_shares", "noise_multipliers")}}
+        by_site = ("noise_shares", "noise_multipliers", "epsilons")
+        return {**named, **{key: dict(named[key]) for key in by_site}}
 
 
 def save_release(directory: Path, release: Release) -> Path:

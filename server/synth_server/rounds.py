@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,7 +27,7 @@ from synth_common.flower import (
 from synth_common.generators import build_generator
 from synth_common.plan import Plan
 from synth_common.randomness import derive_seed
-from synth_server.strategy import Outcome, UniformAverage
+from synth_server.strategy import Failure, Outcome, UniformAverage
 
 State = dict[str, Tensor]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -50,6 +50,17 @@ class Ended:
     state: State
     completed: int
     reason: str
+
+
+class Pace:
+    """What happens between rounds; this one waits for nobody and asks for no round twice."""
+
+    def before(self, number: int) -> None:
+        """A round is about to be asked for; may wait for sites, or raise to end the run."""
+
+    def again(self, number: int, failures: Sequence[Failure]) -> bool:
+        """Whether to ask for a round again that had too few usable replies; may wait, or raise."""
+        return False
 
 
 def discover_sites(grid: Grid, timeout: float) -> dict[int, str]:
@@ -82,6 +93,7 @@ def run_rounds(
     plan: Plan,
     start: tuple[int, State],
     on_round: Callable[[RoundResult], None],
+    pace: Pace | None = None,
 ) -> Ended:
     """Train until the planned rounds are done or the sites' budgets are spent.
 
@@ -91,26 +103,42 @@ def run_rounds(
         plan: Rounds and the timeout of each.
         start: Rounds already completed, and the tensors after them.
         on_round: Called after every completed round, before the next begins.
+        pace: What happens between rounds; default: nothing.
 
     Raises:
         FederationError: A round had too few usable replies.
     """
     completed, state = start
-    timeout = plan.federation.round_timeout_s
-    config = ConfigRecord({"timeout": timeout})
+    pace = pace or Pace()
     while completed < plan.training.rounds:
-        began = time.perf_counter()
         number = completed + 1
-        asked = strategy.configure_train(number, arrays_of(state), config, grid)
-        averaged, _ = strategy.aggregate_train(
-            number, grid.send_and_receive(asked, timeout=timeout)
-        )
+        pace.before(number)
+        began = time.perf_counter()
+        try:
+            averaged = _round(grid, strategy, plan, (number, state))
+        except FederationError:
+            if pace.again(number, strategy.outcome.failures):
+                continue
+            raise
         if averaged is None:
             return Ended(state, completed, strategy.outcome.ended or "stopped")
-        state = refined(plan, state_of(averaged), strategy.run_id, number)
+        state = refined(plan, averaged, strategy.run_id, number)
         completed = number
         on_round(RoundResult(number, state, strategy.outcome, time.perf_counter() - began))
     return Ended(state, completed, "completed")
+
+
+def _round(
+    grid: Grid, strategy: UniformAverage, plan: Plan, asked: tuple[int, State]
+) -> State | None:
+    """Ask for one round, by number, from the tensors given; None when budgets are spent."""
+    number, state = asked
+    timeout = plan.federation.round_timeout_s
+    config = ConfigRecord({"timeout": timeout})
+    requests = strategy.configure_train(number, arrays_of(state), config, grid)
+    replies = grid.send_and_receive(requests, timeout=timeout)
+    averaged, _ = strategy.aggregate_train(number, replies)
+    return None if averaged is None else state_of(averaged, empty=True)
 
 
 def refined(plan: Plan, state: State, run_id: str, number: int) -> State:

@@ -1,13 +1,15 @@
 """Uniform federated averaging that refuses what it cannot trust to be a model.
 
 Every site counts the same: weighting by patients would let exact counts leave a hospital.
-Replies are added up as they arrive, in the order of site names, so that memory holds one
-sum whatever the number of sites and the result does not depend on who was fastest.
+Replies are taken as they arrive, in the order of site names, so that memory holds one sum
+whatever the number of sites (see :mod:`synth_server.aggregation` for other rules) and the result
+does not depend on who was fastest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +29,12 @@ from synth_common.flower import (
 )
 from synth_common.messages import Header, Remembered
 from synth_common.plan import Plan
+from synth_server.aggregation import aggregate
+from synth_server.run_settings import AggregationConfig
 
+NO_REPLY, BAD_REPLY, OFFLINE = "NoReply", "BadReply", "Offline"
+OWN_CODES = (NO_REPLY, BAD_REPLY, OFFLINE)
+"""Codes of failures that the coordinator finds out itself."""
 _SPENT = "BudgetError"
 
 
@@ -35,8 +42,7 @@ _SPENT = "BudgetError"
 class Failure:
     """A site that did not take part in a round, and why.
 
-    ``code`` names a class of the error tree, or is ``NoReply`` or ``BadReply``, which the
-    coordinator finds out itself.
+    ``code`` names a class of the error tree, or is one of :data:`OWN_CODES`.
     """
 
     site: str
@@ -88,25 +94,6 @@ class Memory:
         return tuple(c / total for c in counts) if total > 0 else ()
 
 
-class _Sum:
-    """The running sum of replies, in float64; back in the dtypes of the model at the end."""
-
-    def __init__(self) -> None:
-        self._total: dict[str, Tensor] = {}
-        self.count = 0
-
-    def add(self, state: Mapping[str, Tensor]) -> None:
-        for name, value in state.items():
-            if name in self._total:
-                self._total[name] += value
-            else:
-                self._total[name] = value.to(torch.float64)
-        self.count += 1
-
-    def mean(self, like: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        return {k: (v / self.count).to(like[k]) for k, v in self._total.items()}
-
-
 class UniformAverage(Strategy):
     """FedAvg with equal weights, checks on every reply, and failures by name.
 
@@ -119,23 +106,42 @@ class UniformAverage(Strategy):
             its released histogram.
         plan: The plan.
         on_ask: Called with a site's name as its message goes out.
+        on_reply: Called with a site's name as its reply is taken, and why it was refused, or None.
+        present: Names of the sites that can be asked now; None asks all. Who is absent fails
+            the round by name, without a wait for the timeout.
+        aggregation: How replies become one model.
+        largest_update: Longest step from the tensors sent that a reply may have taken, in
+            Euclidean norm; None allows any that is finite.
         on_judged: Called with a site's name as it has answered that it judged the generator.
     """
 
     def __init__(self, sites: Mapping[int, str], min_sites: int, run_id: str, plan: Plan) -> None:
-        if len(set(sites.values())) != len(sites):
-            raise FederationError(f"site names must differ, got {sorted(sites.values())}")
-        self.sites = dict(sorted(sites.items(), key=lambda item: item[1]))
+        self.meet(sites)
         self.min_sites = min_sites
         self.outcome = Outcome()
         self.spent: set[str] = set()
         self.on_ask: Callable[[str], None] = lambda name: None
+        self.on_reply: Callable[[str, str | None], None] = lambda name, refused: None
+        self.present: Callable[[], Collection[str]] | None = None
+        self.aggregation = AggregationConfig(largest_update=0.0)
+        self.largest_update: float | None = None
         self.on_judged: Callable[[str], None] = lambda name: None
         self.memory = Memory()
         self.plan = plan
         self._header = Header(run_id, 0, plan.digest())
         self._sent: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        self._arrays = ArrayRecord()
         self._asked: list[str] = []
+
+    def meet(self, sites: Mapping[int, str]) -> None:
+        """Know these sites (name by node id) from now on; spent ones are remembered by name.
+
+        Raises:
+            FederationError: Two have one name.
+        """
+        if len(set(sites.values())) != len(sites):
+            raise FederationError(f"site names must differ, got {sorted(sites.values())}")
+        self.sites = dict(sorted(sites.items(), key=lambda item: item[1]))
 
     @property
     def run_id(self) -> str:
@@ -175,8 +181,10 @@ class UniformAverage(Strategy):
         """Begin a round and give out its messages one by one."""
         self._header = Header(self._header.run_id, server_round, self._header.plan_digest)
         self._sent = {k: (v.dtype, tuple(v.shape)) for k, v in state_of(arrays).items()}
-        self._asked = list(names)
-        self.outcome = Outcome(bytes_down=arrays.count_bytes() * len(self._asked))
+        self._arrays = arrays
+        self.outcome = Outcome()
+        self._asked = self._reachable(names)
+        self.outcome.bytes_down = arrays.count_bytes() * len(self._asked)
         ttl = float(timeout) if isinstance(timeout, int | float) else None
         nodes = {name: node for node, name in self.sites.items()}
         shares = self.memory.shares()
@@ -190,20 +198,31 @@ class UniformAverage(Strategy):
 
         return give()
 
+    def _reachable(self, names: Iterable[str]) -> list[str]:
+        """The names that can be asked; the others fail the round."""
+        wanted = list(names)
+        if self.present is None:
+            return wanted
+        here = set(self.present())
+        for name in wanted:
+            if name not in here:
+                self._fail(name, OFFLINE, "the site was not connected when the round began")
+        return [name for name in wanted if name in here]
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The uniform average of the usable replies.
+        """What the rule makes of the usable replies: by default, their uniform average.
 
         Returns:
-            The average and how many sites are in it; (None, None) when too few sites have
+            The model and how many sites are in it; (None, None) when too few sites have
             budget left, which ends training in good order (``outcome.ended``).
 
         Raises:
             FederationError: Fewer than ``min_sites`` usable replies; names every failed
                 site with its reason.
         """
-        total = _Sum()
+        total = aggregate(self.aggregation)
         for name, message in self._in_order(replies):
             state = self._usable(name, message)
             if state is not None:
@@ -217,7 +236,7 @@ class UniformAverage(Strategy):
                 return None, None
             raise FederationError(self._too_few(server_round, total.count))
         dtypes = {name: dtype for name, (dtype, _) in self._sent.items()}
-        return arrays_of(total.mean(dtypes)), MetricRecord({"sites": total.count})
+        return arrays_of(total.result(dtypes)), MetricRecord({"sites": total.count})
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -243,7 +262,7 @@ class UniformAverage(Strategy):
             node = message.metadata.src_node_id
             name = self.sites.get(node)
             if name is None or name in waiting or name in asked[:position]:
-                self._fail(name or f"node {node}", "BadReply", "a reply that was not asked for")
+                self._fail(name or f"node {node}", BAD_REPLY, "a reply that was not asked for")
                 continue
             waiting[name] = message
             while position < len(asked) and asked[position] in waiting:
@@ -253,7 +272,7 @@ class UniformAverage(Strategy):
             if name in waiting:
                 yield name, waiting.pop(name)
             else:
-                self._fail(name, "NoReply", "no reply before the round's timeout")
+                self._fail(name, NO_REPLY, "no reply before the round's timeout")
 
     def _usable(self, name: str, message: Message) -> dict[str, Tensor] | None:
         """The tensors of a reply, or None with a failure noted."""
@@ -261,12 +280,13 @@ class UniformAverage(Strategy):
             self._fail(name, messages.error_code(message), "the site reported this error code")
             return None
         try:
-            state, statistics = self._checked(message), self._statistics(message)
+            state, statistics = self._checked(name, message), self._statistics(message)
         except DataError as err:
-            self._fail(name, "BadReply", str(err))
+            self._fail(name, BAD_REPLY, str(err))
             return None
         values = messages.values_in(message)
         self.outcome.replies[name], self.outcome.statistics[name] = values, statistics
+        self.on_reply(name, None)
         if values.get("ledger_head"):
             self.memory.heads[name] = str(values["ledger_head"])
         if "label_histogram" in statistics:
@@ -285,11 +305,13 @@ class UniformAverage(Strategy):
                 raise DataError(f"statistic {name!r} holds NaN or infinity")
         return state
 
-    def _checked(self, message: Message) -> dict[str, Tensor]:
-        """Refuse (DataError) a reply of another round, or one that is not such a model."""
+    def _checked(self, site: str, message: Message) -> dict[str, Tensor]:
+        """Refuse (DataError) a reply of another round or site, or that is not such a model."""
         header = messages.header_of(message)
         if header != self._header:
             raise DataError(f"reply of {header}, expected {self._header}")
+        if messages.values_in(message).get("site", site) != site:
+            raise DataError("the reply names another site")
         arrays = messages.arrays_in(message)
         missing, unknown = sorted(self._sent - arrays.keys()), sorted(arrays.keys() - self._sent)
         if missing or unknown:
@@ -306,10 +328,27 @@ class UniformAverage(Strategy):
                 raise DataError(f"tensor {name} does not hold what its description says")
             if not bool(torch.isfinite(value).all()):
                 raise DataError(f"tensor {name} holds NaN or infinity")
+        self._require_near(state)
         return state
+
+    def _require_near(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse (DataError) a reply that moved further than any training could have."""
+        if self.largest_update is None:
+            return
+        squares = 0.0
+        for name, value in state.items():  # one tensor at a time: the model is sent once only
+            sent = state_of(ArrayRecord({name: self._arrays[name]}))[name]
+            squares += float((value.to(torch.float64) - sent).square().sum())
+        moved = math.sqrt(squares)
+        if moved > self.largest_update:
+            raise DataError(
+                f"the update has norm {moved:.4g}, and the plan's steps and learning rate allow "
+                f"{self.largest_update:.4g}"
+            )
 
     def _fail(self, site: str, code: str, reason: str) -> None:
         self.outcome.failures.append(Failure(site, code, reason))
+        self.on_reply(site, code)
 
     def _too_few(self, server_round: int, usable: int) -> str:
         named = "; ".join(f"{f.site}: {f.code} ({f.reason})" for f in self.outcome.failures)

@@ -37,11 +37,11 @@ from synth_common.messages import arrays_in
 from synth_common.plan import Plan
 from synth_common.randomness import numpy_stream
 from synth_common.reporting.files import replace_text
+from synth_server.progress import Reporter, reporter
 from synth_server.rounds import RoundResult, State, discover_sites, run_rounds
 from synth_server.strategy import UniformAverage
 from synth_sim.canary_page import audit_page
 from synth_sim.prepare import prepare_sites, require_data, site_directories
-from synth_sim.progress import Reporter, reporter
 from synth_sim.record import run_facts
 from synth_sim.scenario import Scenario, save_scenario
 from synth_sim.transport import PartitionSites, open_grid

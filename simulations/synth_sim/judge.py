@@ -14,21 +14,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from synth_client.evaluate import class_labels, sample_images
 from synth_client.site import Site
 from synth_common.evaluation.config import Tell, quiet
 from synth_common.evaluation.suite import evaluate_segmentation, evaluate_utility
-from synth_common.facts import Fact, Scope
+from synth_common.evaluation.synthetic import class_labels, sample_images
+from synth_common.facts import Fact
 from synth_common.generators import Generator
-from synth_common.generators.traversal import POSITIONS, Direction, active_directions, traverse
-from synth_common.images.drawn import drawn_images
 from synth_common.images.imageset import ImageSet, concatenate
 from synth_common.images.phantom import draw
 from synth_common.randomness import derive_seed
-from synth_common.reporting.grids import GridLook, write_grid
+from synth_server.pictures import Gallery, grid, synthetic_grid, traversals
 from synth_sim.scenario import Scenario
-
-_SOURCE = "synth_sim.judge"
 
 
 def pooled_utility(
@@ -77,86 +73,18 @@ def write_grids(
         One ``samples.grid`` fact per picture, and one ``samples.traversal`` fact per latent
         direction of a family that has a latent space.
     """
-    facts = [_synthetic_grid(scenario, generator, out)]
+    gallery = Gallery(out, scenario.seed, scenario.report.grid_columns, scenario.report.traversals)
+    facts = [synthetic_grid(scenario.plan, generator, gallery)]
     if scenario.look is not None:
-        facts.append(_phantom_grid(scenario, out))
+        facts.append(_phantom_grid(scenario, gallery))
     if scenario.report.show_real:
-        facts += [_real_grid(scenario, site, out) for site in sites]
-    return facts + _traversals(scenario, generator, out)
+        facts += [_real_grid(site, gallery) for site in sites]
+    return facts + traversals(scenario.plan, generator, gallery)
 
 
-def _traversals(scenario: Scenario, generator: Generator, out: Path) -> list[Fact]:
-    """One picture and fact per active latent direction; from released weights alone."""
-    count, seed = scenario.report.traversals, derive_seed(scenario.seed, "traversal")
-    facts: list[Fact] = []
-    for number, direction in enumerate(active_directions(generator, count, seed), start=1):
-        drawn = traverse(generator, direction)
-        if drawn is not None:
-            facts.append(_traversal(scenario, (number, direction), drawn.numpy(), out))
-    return facts
-
-
-def _traversal(
-    scenario: Scenario,
-    direction: tuple[int, Direction],
-    drawn: npt.NDArray[np.float32],
-    out: Path,
-) -> Fact:
-    """Write the picture of one numbered direction, classes in rows."""
-    (number, found), classes = direction, scenario.generator.classes
-    labels = np.repeat(np.arange(len(classes), dtype=np.int64), len(POSITIONS))
-    images = drawn_images(scenario.generator, drawn, labels)
-    ends = drawn.reshape(len(classes), len(POSITIONS), -1).astype(np.float64)
-    change = float(np.sqrt(np.mean((ends[:, -1] - ends[:, 0]) ** 2)))
-    caption = f"Direction {number}, {found.share:.0%} of all change, from -3 to 3"
-    name = f"samples/traversal-{number}.png"
-    look = GridLook(headings=tuple(f"{p:+g}" if p else "0" for p in POSITIONS))
-    write_grid(images.images, classes, out / name, caption, images.masks, look)
-    detail = {
-        "direction": number,
-        "share": found.share,
-        "change": change,
-        "caption": caption,
-        "rows": list(classes),
-        "columns": len(POSITIONS),
-        "positions": list(POSITIONS),
-    }
-    scope: Scope = "released" if scenario.privacy.private else "site-local"
-    return Fact("samples.traversal", name, scope, f"{_SOURCE}._traversals", detail=detail)
-
-
-def _grid(
-    out: Path, name: str, images: ImageSet, text: tuple[str, str], scope: Scope, columns: int
-) -> Fact:
-    """Write one grid (rows of one class each) and say what it shows."""
-    kind, caption = text
-    rows = [images.class_names[label] for label in images.labels[::columns]]
-    path = out / "samples" / f"{name}.png"
-    write_grid(images.images, rows, path, caption, masks=images.masks)
-    detail = {"kind": kind, "caption": caption, "rows": rows, "columns": columns}
-    return Fact(
-        "samples.grid", f"samples/{name}.png", scope, f"{_SOURCE}.write_grids", detail=detail
-    )
-
-
-def _synthetic_grid(scenario: Scenario, generator: Generator, out: Path) -> Fact:
-    columns = scenario.report.grid_columns
-    labels = np.repeat(np.arange(len(scenario.generator.classes), dtype=np.int64), columns)
-    images = sample_images(generator, labels, derive_seed(scenario.seed, "grid"))
-    private = scenario.privacy.private
-    caption = f"Synthetic images by {scenario.generator.family.upper()}" + (
-        f", epsilon {scenario.privacy.epsilon:g} per {scenario.privacy.unit}"
-        if private
-        else ", trained WITHOUT privacy"
-    )
-    # Without privacy the samples are computed from patients, uncharged: they must not leave.
-    scope: Scope = "released" if private else "site-local"
-    return _grid(out, "synthetic", images, ("synthetic", caption), scope, columns)
-
-
-def _phantom_grid(scenario: Scenario, out: Path) -> Fact:
+def _phantom_grid(scenario: Scenario, gallery: Gallery) -> Fact:
     """Fresh phantoms of the fitting look; nobody at a site was drawn from these seeds."""
-    columns, plan, look = scenario.report.grid_columns, scenario.generator, scenario.look
+    columns, plan, look = gallery.columns, scenario.generator, scenario.look
     pictures: list[npt.NDArray[np.float32]] = []
     for lesion in (False, True):
         for i in range(columns):
@@ -169,16 +97,16 @@ def _phantom_grid(scenario: Scenario, out: Path) -> Fact:
         class_names=("normal", "lesion"),
     )
     caption = f"Phantoms ({look}): drawn by the program, not images of patients"
-    return _grid(out, "phantom", images, ("phantom", caption), "public", columns)
+    return grid(gallery, "phantom", images, ("phantom", caption), "public")
 
 
-def _real_grid(scenario: Scenario, site: Site, out: Path) -> Fact:
+def _real_grid(site: Site, gallery: Gallery) -> Fact:
     """Real held-out images of a site, classes in rows; repeated where a class has few."""
-    columns, picks = scenario.report.grid_columns, []
+    picks = []
     for label in range(len(site.holdout.class_names)):
         found = np.flatnonzero(site.holdout.labels == label)
         if len(found):
-            picks.append(np.resize(found, columns))
+            picks.append(np.resize(found, gallery.columns))
     images = site.holdout.subset(np.concatenate(picks))
     caption = f"REAL held-out patients of {site.name} (report.show_real = true)"
-    return _grid(out, f"real-{site.name}", images, ("real", caption), "site-local", columns)
+    return grid(gallery, f"real-{site.name}", images, ("real", caption), "site-local")

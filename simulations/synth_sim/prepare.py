@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from synth_client.approval import accept
 from synth_client.enrol import agree, make_key
+from synth_client.holdout import Holdout, image_target, require_unit, split_images, split_value
 from synth_client.site import Site, save_site
-from synth_common.errors import ConfigError, DataError, PrivacyError
+from synth_common.errors import ConfigError, DataError
 from synth_common.facts import Fact
 from synth_common.images.imageset import ImageSet
-from synth_common.images.preprocess import Target
 from synth_common.images.sources import SourceConfig, load_source
-from synth_common.images.split import own_split, split_patients
+from synth_common.images.split import own_split
 from synth_common.privacy.ledger import Budget, Decision
 from synth_common.randomness import derive_seed
 from synth_sim.partition import SiteShare, deal
@@ -67,12 +64,8 @@ def prepare_sites(scenario: Scenario, out: Path) -> list[Fact]:
     for config in scenario.data.sources:
         _refuse_repeated(config.name, sources)
         _refuse_rootless(config, root)
-        intake = load_source(config, image_target(scenario), root)
-        if scenario.privacy.unit == "patient" and intake.images.patient_ids is None:
-            raise PrivacyError(
-                f"privacy.unit = 'patient', but source {config.name!r} has no patient ids; "
-                "set privacy.unit = 'image' (the guarantee then hides one image, not a person)"
-            )
+        intake = load_source(config, image_target(scenario.generator), root)
+        require_unit(intake.images, scenario.privacy.unit, config.name)
         if scenario.data.holdout == "split":
             # Before a site is made: what crosses here would cross at a site.
             own_split(intake.images, f"source {config.name!r}")
@@ -103,7 +96,7 @@ def load_reference(scenario: Scenario) -> ImageSet | None:
         return None
     root = scenario.data_root()
     _refuse_rootless(config, root)
-    return load_source(config, image_target(scenario), root).images
+    return load_source(config, image_target(scenario.generator), root).images
 
 
 def load_private(scenario: Scenario) -> dict[str, ImageSet]:
@@ -112,17 +105,9 @@ def load_private(scenario: Scenario) -> dict[str, ImageSet]:
     for config in scenario.data.sources:
         _refuse_rootless(config, root)
     return {
-        config.name: load_source(config, image_target(scenario), root).images
+        config.name: load_source(config, image_target(scenario.generator), root).images
         for config in scenario.data.sources
     }
-
-
-def image_target(scenario: Scenario) -> Target:
-    """The picture that every source is brought to."""
-    plan = scenario.generator
-    return Target(
-        size=plan.size, channels=plan.channels, classes=plan.classes, with_mask=plan.with_mask
-    )
 
 
 def _refuse_repeated(name: str, sources: Mapping[str, ImageSet]) -> None:
@@ -165,9 +150,10 @@ def _prepare_site(scenario: Scenario, share: SiteShare, images: ImageSet, out: P
     seed, name = scenario.seed, share.name
     if share.scanner is not None:
         images = apply(share.scanner, images, derive_seed(seed, "scanner", name))
-    train, holdout = _split(scenario, name, images)
-    if scenario.privacy.unit == "image":
-        train, holdout = _without_patients(train), _without_patients(holdout)
+    kept = Holdout(
+        scenario.data.holdout, scenario.data.holdout_share, derive_seed(seed, "split", name)
+    )
+    train, holdout = split_images(images, kept, scenario.privacy.unit, f"site {name!r}")
     site = Site(
         name=name,
         directory=site_directories(scenario, out)[name],
@@ -181,20 +167,12 @@ def _prepare_site(scenario: Scenario, share: SiteShare, images: ImageSet, out: P
     _play_operator(site, scenario, share.budget_epsilon or scenario.privacy.epsilon)
     facts = [
         Fact("data.source", _source_value(scenario, share), "public", _SOURCE, site=name),
-        Fact("data.split", _split_value(train, holdout), "site-local", _SOURCE, site=name),
+        Fact("data.split", split_value(train, holdout), "site-local", _SOURCE, site=name),
     ]
     if share.scanner is not None:
         shift = share.scanner.as_fact_value()
         facts.append(Fact("data.scanner_shift", shift, "public", _SOURCE, site=name))
     return facts
-
-
-def _split(scenario: Scenario, name: str, images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """A site's training images and its holdout."""
-    if scenario.data.holdout == "split":
-        return own_split(images, f"site {name!r}")
-    seed = derive_seed(scenario.seed, "split", name)
-    return split_patients(images, scenario.data.holdout_share, seed)
 
 
 def _play_operator(site: Site, scenario: Scenario, budget_epsilon: float) -> None:
@@ -210,11 +188,6 @@ def _enrol(directories: Mapping[str, Path]) -> None:
     public = {name: make_key(path) for name, path in directories.items()}
     for name, path in directories.items():
         agree(path, {other: key for other, key in public.items() if other != name})
-
-
-def _without_patients(images: ImageSet) -> ImageSet:
-    """The unit is the image: patient ids, if any, kept the split clean and end here."""
-    return replace(images, patient_ids=None)
 
 
 def _shape_facts(scenario: Scenario) -> list[Fact]:
@@ -234,20 +207,3 @@ def _source_value(scenario: Scenario, share: SiteShare) -> dict[str, Any]:
     config = configs[share.source] if share.source else next(iter(configs.values()))
     path = getattr(config, "path", None)
     return {"name": config.name, "kind": config.kind, "path": None if path is None else str(path)}
-
-
-def _split_value(train: ImageSet, holdout: ImageSet) -> dict[str, Any]:
-    """Units and images on both sides of the split, in all and by class."""
-
-    def per_class(images: ImageSet) -> dict[str, int]:
-        counts = np.bincount(images.labels, minlength=len(images.class_names))
-        return dict(zip(images.class_names, counts.tolist(), strict=True))
-
-    return {
-        "train_patients": train.unit_count(),
-        "train_images": len(train),
-        "holdout_patients": holdout.unit_count(),
-        "holdout_images": len(holdout),
-        "train_per_class": per_class(train),
-        "holdout_per_class": per_class(holdout),
-    }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import RootModel
 
+from synth_client.holdout import image_target
 from synth_common.errors import ConfigError, PrivacyError
 from synth_common.facts import Fact, FactLog
 from synth_common.images.duplicates import pixel_codes
@@ -23,7 +24,7 @@ from synth_common.images.phantom import PhantomSource
 from synth_common.images.sources import SourceConfig, load_source
 from synth_common.randomness import derive_seed
 from synth_common.validation import validate
-from synth_sim.prepare import image_target, load_private
+from synth_sim.prepare import load_private
 from synth_sim.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def pretrain(scenario: Scenario, public: str, steps: int, out: Path) -> Pretrain
     generator = _trainable(scenario)
     config = _source(scenario, public)
     _refuse_private(scenario, config)
-    images = load_source(config, image_target(scenario), scenario.data_root()).images
+    images = load_source(config, image_target(scenario.generator), scenario.data_root()).images
     if not isinstance(config, PhantomSource) or not _all_drawn(scenario):
         _refuse_shared(scenario, config.name, images)
     state = _train(generator, scenario, images, steps)

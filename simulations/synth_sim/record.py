@@ -1,152 +1,31 @@
-"""Facts about the run itself: what ran, on what, under which promise."""
+"""Facts about a simulated run itself."""
 
 from __future__ import annotations
 
-import platform
-import resource
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
-
 from synth_common.facts import Fact
-from synth_common.generators import Generator
-from synth_common.plan import Plan, PretrainingPlan
+from synth_server import record
+from synth_server.record import RunStart
 from synth_sim.scenario import Scenario
 from synth_sim.transport import Engine
-
-_SOURCE = "synth_sim.record"
-_LIBRARIES = ("synthward", "torch", "opacus", "flwr", "dp-accounting", "numpy", "scikit-learn")
-_LOCAL = (
-    "A patient trusts the own hospital alone: every update that leaves it already carries the "
-    "noise of the stated epsilon."
-)
-_ADJACENCY = {
-    "patient": "add or remove one patient (all of the patient's images)",
-    "image": "add or remove one image",
-}
-_NOISE = {
-    "simulation": "Seeded noise, so that the run can be repeated: this is a simulation and "
-    "its images are not a release.",
-    "secure": "Noise and draws come from a cipher keyed by the operating system.",
-}
 
 
 def run_facts(scenario: Scenario, engine: Engine, command: str) -> list[Fact]:
     """What is known of a run before it trains."""
-    plan, source = scenario.plan, f"{_SOURCE}.run_facts"
-    terms = plan.privacy
-    values: dict[str, Any] = {
-        "run.id": scenario.run_id(),
-        "run.scenario": {"name": scenario.name, "title": scenario.title},
-        "run.command": command,
-        "run.seed": scenario.seed,
-        "run.engine": engine,
-        "run.simulation": True,
-        "run.versions": _versions(engine),
-        "run.device": _device(plan),
-        "plan.digest": plan.digest(),
-        "plan.settings": plan.model_dump(mode="json"),
-        "privacy.unit": terms.unit,
-        "privacy.delta": terms.delta,
-        "privacy.trust_model": {"name": terms.trust_model, "meaning": trust_words(plan)},
-        "privacy.adjacency": _ADJACENCY[terms.unit],
-        "privacy.noise_source": {"kind": terms.noise, "statement": _NOISE[terms.noise]},
-    }
-    return [Fact(name, value, "public", source) for name, value in values.items()]
-
-
-def trust_words(plan: Plan) -> str:
-    """The trust model in words; without noise there is none to speak of."""
-    terms, embedding = plan.privacy, plan.release.embedding
-    if not terms.private:
-        return (
-            "Trained without noise: a patient must trust everyone who sees an update or an image."
-        )
-    if terms.trust_model == "local" or embedding is None:
-        return _LOCAL
-    others = {0: "none", 1: "at most one"}.get(
-        embedding.colluders, f"at most {embedding.colluders}"
+    start = RunStart(
+        run_id=scenario.run_id(),
+        name=scenario.name,
+        title=scenario.title,
+        seed=scenario.seed,
+        engine=engine,
+        command=command,
+        simulation=True,
     )
-    words = (
-        "For the vector that every hospital sent once, a patient trusts the own hospital, and that "
-        f"{others} of the others shares what it knows with the coordinator: the coordinator "
-        "learnt the sum over the hospitals only, and the noise of the stated epsilon is in that "
-        "sum, each hospital having added a part."
-    )
-    if plan.training.rounds:
-        words += " In training rounds a patient trusts the own hospital alone."
-    return words
-
-
-def generator_fact(generator: Generator) -> Fact:
-    """Family and size of a generator, what meets patients and what travels."""
-    state, private = generator.shared_state(), generator.private_module.parameters()
-    value = {
-        "family": generator.plan.family,
-        "parameters": sum(p.numel() for p in generator.parameters()),
-        "private_parameters": sum(p.numel() for p in private if p.requires_grad),
-        "travelling": sorted(state),
-        "bytes": sum(t.numel() * t.element_size() for t in state.values()),
-    }
-    return Fact("generator.summary", value, "public", f"{_SOURCE}.generator_fact")
-
-
-def pretraining_fact(plan: PretrainingPlan) -> Fact:
-    """What was public in the weights that training starts from; ``public_data`` None for nothing.
-
-    Recorded after the weights were checked against the plan's SHA-256.
-    """
-    value = {
-        "sha256": plan.sha256,
-        "public_data": plan.public_data or None,
-        "tune": plan.tune,
-        "rank": plan.rank if plan.tune == "adapters" else None,
-    }
-    return Fact("pretraining.public", value, "public", f"{_SOURCE}.pretraining_fact")
+    return record.run_facts(start, scenario.plan)
 
 
 def peak_memory_fact(engine: Engine) -> Fact:
     """Largest resident memory of this process, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    covers = "simulator and all sites" if engine == "inprocess" else "simulator without workers"
-    return Fact(
-        "run.peak_memory_bytes",
-        peak * unit,
-        "public",
-        f"{_SOURCE}.peak_memory_fact",
-        detail={"covers": covers},
+    whole = engine == "inprocess"
+    return record.peak_memory_fact(
+        "simulator and all sites" if whole else "simulator without workers"
     )
-
-
-def _versions(engine: Engine) -> dict[str, str]:
-    """Python's and the libraries' versions."""
-    found = {"python": platform.python_version()}
-    for name in (*_LIBRARIES, *(("ray",) if engine == "ray" else ())):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "NOT RECORDED"
-    return found
-
-
-def _device(plan: Plan) -> dict[str, Any]:
-    """Where training runs."""
-    import torch
-
-    from synth_common.privacy.training import pick_device
-
-    device = pick_device(plan.training.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {"device": device.type, "threads": torch.get_num_threads(), "processor": name}
-
-
-def _processor() -> str:
-    """The processor's model name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -14,9 +14,10 @@ import click
 import typer
 
 from synth_client import cli as client_cli
+from synth_server import cli as server_cli
 from synth_sim import audit_cli, cli
 
-_HEAD = """# synth-sim, synth-client and synth-audit
+_HEAD = """# synth-sim, synth-server, synth-client and synth-audit
 
 Made by `python -m synth_sim.reference > docs/reference/cli.md`; do not edit by hand.
 
@@ -28,7 +29,7 @@ kind. `--set` takes any key of a [scenario](scenario.md); `synth-sim keys` lists
 def cli_reference() -> str:
     """Markdown of every command, argument and option."""
     parts = [_HEAD]
-    for app in (cli.app, client_cli.app, audit_cli.app):
+    for app in (cli.app, server_cli.app, client_cli.app, audit_cli.app):
         parts += _commands(str(app.info.name), typer.main.get_command(app))
     return "\n".join(parts)
 

@@ -7,11 +7,10 @@ as they are measured.
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,11 +18,13 @@ from typing import TYPE_CHECKING
 
 from synth_common.errors import ConfigError, Interrupted, StorageError
 from synth_common.facts import Fact, FactLog, read_facts
-from synth_sim.progress import Reporter, reporter
+from synth_server.lock import LOCK, locked
+from synth_server.progress import Reporter, reporter
 from synth_sim.scenario import Scenario, load_scenario, save_scenario
 from synth_sim.transport import Engine
 
 if TYPE_CHECKING:
+    from synth_server.checkpoint import Checkpoint
     from synth_server.rounds import Ended
     from synth_sim.federate import Federation
 
@@ -103,22 +104,17 @@ def _held(options: RunOptions) -> Iterator[None]:
             out.mkdir(parents=True, exist_ok=True)
         elif not (out / "scenario.toml").is_file():
             raise ConfigError(f"--resume: {out} holds no run (no scenario.toml); check --out")
-        found = sorted(path.name for path in out.iterdir() if path.name != ".lock")
-        if found == ["scenario.toml"]:  # a start that failed before it had any data
-            found = []
-        if found and not options.resume:
-            raise ConfigError(
-                f"--out {out} is not empty (holds {', '.join(found[:3])}); "
-                "choose another directory, or continue the run in it with --resume"
-            )
-        lock = (out / ".lock").open("w")
+        found = sorted(path.name for path in out.iterdir() if path.name != LOCK)
     except OSError as err:
         raise StorageError(f"cannot use {out} as run directory: {err.strerror}") from err
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"another process is running in {out}; wait for it to end") from None
+    if found == ["scenario.toml"]:  # a start that failed before it had any data
+        found = []
+    if found and not options.resume:
+        raise ConfigError(
+            f"--out {out} is not empty (holds {', '.join(found[:3])}); "
+            "choose another directory, or continue the run in it with --resume"
+        )
+    with locked(out):
         yield
 
 
@@ -143,10 +139,9 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
         if options.resume:
             _resumed(scenario, options, log, None if checkpoint is None else completed)
         with reporter(scenario.training.rounds, completed) as tell:
-            run = _open(scenario, options, log, tell)
-            if checkpoint is not None:
-                run = replace(run, memory=checkpoint.memory, released=True)
-            state = run.generator.shared_state() if checkpoint is None else dict(checkpoint.state)
+            run = _open(scenario, options, log, tell, checkpoint)
+            initial = run.course.generator.shared_state()
+            state = initial if checkpoint is None else dict(checkpoint.state)
             ended, judging = federate(run, options.engine, (completed, state))
             _finish(run, options, ended, (began, judging))
     return write_report(options.out)
@@ -154,13 +149,12 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
 
 def _resumed(scenario: Scenario, options: RunOptions, log: FactLog, completed: int | None) -> None:
     """Say and record where a stopped run goes on: after ``completed`` rounds, None before any."""
-    rounds = scenario.training.rounds
-    if completed is None:
-        at = "round 1" if scenario.release.embedding is None else "the release"
-    else:
-        at = "the evaluation" if completed >= rounds else f"round {completed + 1}"
+    from synth_server.record import resumed_fact
+
+    fact = resumed_fact(scenario.plan, completed)
+    at, rounds = fact.value["at"], scenario.training.rounds
     options.say(f"resuming at {at}" + (f" of {rounds}" if at.startswith("round") else ""))
-    log.append(Fact("run.resumed", {"at": at}, "public", _SOURCE))
+    log.append(fact)
 
 
 def _known(scenario: Scenario, options: RunOptions, log: FactLog) -> set[str]:
@@ -179,8 +173,9 @@ def _known(scenario: Scenario, options: RunOptions, log: FactLog) -> set[str]:
 
 def _prepare(scenario: Scenario, options: RunOptions, log: FactLog) -> None:
     """Make the sites and record everything known before training, in one write."""
+    from synth_server.record import generator_fact, pretraining_fact, seconds_fact
     from synth_sim.prepare import prepare_sites
-    from synth_sim.record import generator_fact, pretraining_fact, run_facts
+    from synth_sim.record import run_facts
     from synth_sim.weights import initial_generator
 
     began = time.perf_counter()
@@ -190,36 +185,55 @@ def _prepare(scenario: Scenario, options: RunOptions, log: FactLog) -> None:
     facts += run_facts(scenario, options.engine, options.command)
     facts += [generator_fact(generator), pretraining_fact(scenario.pretraining)]
     facts.append(Fact("run.started", started, "public", _SOURCE))
-    facts.append(_seconds("data", time.perf_counter() - began))
+    facts.append(seconds_fact("data", time.perf_counter() - began))
     log.extend(facts)
 
 
-def _open(scenario: Scenario, options: RunOptions, log: FactLog, tell: Reporter) -> Federation:
+def _open(
+    scenario: Scenario, options: RunOptions, log: FactLog, tell: Reporter, kept: Checkpoint | None
+) -> Federation:
     """Load the sites and build the generator with its public initial weights."""
     from synth_client.site import load_site
+    from synth_server.coordination import Coordination
+    from synth_server.strategy import Memory
     from synth_sim.federate import Federation
     from synth_sim.prepare import site_directories
+    from synth_sim.release import prices
     from synth_sim.weights import initial_generator
 
-    generator = initial_generator(scenario)
     sites = [load_site(path) for path in site_directories(scenario, options.out).values()]
-    return Federation(scenario, options.out, log, tell, generator, sites)
+    plan = scenario.plan
+    course = Coordination(
+        plan=plan,
+        run_id=scenario.run_id(),
+        seed=scenario.seed,
+        folder=options.out,
+        log=log,
+        tell=tell,
+        generator=initial_generator(scenario),
+        prices=lambda release: prices(plan, sites, release),
+        story=lambda site: options.out / "sites" / site / "errors.log",
+        memory=Memory() if kept is None else kept.memory,
+        released=kept is not None,
+    )
+    return Federation(scenario, course, sites)
 
 
 def _finish(run: Federation, options: RunOptions, ended: Ended, clock: tuple[float, float]) -> None:
     """Judge the pooled result, gather the sites' facts, and close the run in one write."""
     from synth_client.site import privacy_facts
+    from synth_server.record import time_facts
     from synth_sim.judge import pooled_utility, write_grids
     from synth_sim.record import peak_memory_fact
 
-    scenario = run.scenario
+    scenario, course = run.scenario, run.course
     began, judging = clock
     start = time.perf_counter()
-    run.generator.eval()
-    tell = partial(run.tell.stage, "evaluation, all sites")
-    facts = pooled_utility(scenario, run.sites, run.generator, run.memory.shares(), tell)
+    course.generator.eval()
+    tell = partial(course.tell.stage, "evaluation, all sites")
+    facts = pooled_utility(scenario, run.sites, course.generator, course.memory.shares(), tell)
     tell("pictures for the report")
-    facts += write_grids(scenario, run.sites, run.generator, run.out)
+    facts += write_grids(scenario, run.sites, course.generator, run.out)
     for site in run.sites:
         facts += privacy_facts(site, scenario.plan, scenario.run_id())
         facts += list(read_facts(site.facts.path)) if site.facts.path.exists() else []
@@ -232,29 +246,11 @@ def _finish(run: Federation, options: RunOptions, ended: Ended, clock: tuple[flo
     facts += [
         Fact("run.rounds", rounds, "public", _SOURCE),
         peak_memory_fact(options.engine),
-        *_times(run, judging + time.perf_counter() - start, time.perf_counter() - began),
+        *time_facts(
+            course.log.path,
+            judging + time.perf_counter() - start,
+            time.perf_counter() - began,
+        ),
         Fact("run.finished", now, "public", _SOURCE),
     ]
-    run.log.extend(facts)
-
-
-def _times(run: Federation, evaluation: float, process: float) -> Sequence[Fact]:
-    """Seconds by phase. A resumed run adds up what its processes recorded."""
-    known = list(read_facts(run.log.path))
-    rounds = {f.round: float(f.value["seconds"]) for f in known if f.name == "federation.round"}
-    training = sum(rounds.values())
-    released = {f.name: f.value for f in known if f.name == "release.embedding"}
-    training += sum(v["seconds"] + v["learning_seconds"] for v in released.values())
-    total = process
-    if any(fact.name == "run.resumed" for fact in known):
-        data = sum(float(f.value) for f in known if f.name == "run.seconds")
-        total = data + training + evaluation
-    return [
-        _seconds("training", training),
-        _seconds("evaluation", evaluation),
-        _seconds("total", total),
-    ]
-
-
-def _seconds(phase: str, seconds: float) -> Fact:
-    return Fact("run.seconds", round(seconds, 3), "public", _SOURCE, detail={"phase": phase})
+    course.log.extend(facts)

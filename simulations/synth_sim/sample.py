@@ -38,7 +38,7 @@ def sample_run(run: Path, count: int, label: str, out: Path, seed: int = 0) -> P
         CheckpointError: The run has no checkpoint, or its newest is damaged.
         StorageError: The disk refuses.
     """
-    from synth_client.evaluate import sample_images
+    from synth_common.evaluation.synthetic import sample_images
     from synth_common.generators import build_generator
     from synth_server.checkpoint import load_latest
 

@@ -17,11 +17,12 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
+from synth_common.clock import Moment, moment
 from synth_common.errors import LedgerError, LedgerHeldError, StorageError
 
 GENESIS = "0" * 64
@@ -50,6 +51,8 @@ class Entry:
         body: The values of that kind.
         time: When it was written, UTC, ISO 8601.
         hash: SHA-256 over the entry before, the number and the text.
+        boot: Which start of the machine wrote it; empty in an entry of an earlier version.
+        uptime: Seconds since that start.
     """
 
     number: int
@@ -57,6 +60,13 @@ class Entry:
     body: Mapping[str, Any]
     time: str
     hash: str
+    boot: str = ""
+    uptime: float = 0.0
+
+    @property
+    def moment(self) -> Moment:
+        """When it was written, by both clocks."""
+        return Moment(datetime.fromisoformat(self.time), self.boot, self.uptime)
 
 
 class Chain:
@@ -137,8 +147,13 @@ class Chain:
         if not self._writable:
             raise LedgerError(f"ledger {self.path} was opened for reading only")
         number = len(self._entries) + 1
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        text = _text({"kind": kind, "time": time, "body": dict(body)})
+        now = moment()
+        stamp = {
+            "time": now.wall.isoformat(timespec="seconds"),
+            "boot": now.boot,
+            "uptime": now.uptime,
+        }
+        text = _text({"kind": kind, **stamp, "body": dict(body)})
         digest = _link(self.head, number, text)
         try:
             self._connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (number, text, digest))
@@ -146,7 +161,7 @@ class Chain:
             raise LedgerError(f"{self.path}: entry {number} was written by somebody else") from err
         except sqlite3.OperationalError as err:
             raise StorageError(f"cannot write ledger {self.path}: {err}") from err
-        entry = Entry(number, kind, MappingProxyType(dict(body)), time, digest)
+        entry = _entry(number, json.loads(text), digest)
         self._entries.append(entry)
         # After the entry: a crash in between leaves the file ahead of its anchor, never behind.
         _write_anchor(self.path, number, digest)
@@ -156,6 +171,13 @@ class Chain:
 def _text(values: Mapping[str, Any]) -> str:
     """Canonical JSON: what is hashed."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _entry(number: int, values: Mapping[str, Any], digest: str) -> Entry:
+    """An entry from its text's values; those of earlier versions know the wall clock only."""
+    body = MappingProxyType(values["body"])
+    boot, uptime = values.get("boot", ""), values.get("uptime", 0.0)
+    return Entry(number, values["kind"], body, values["time"], digest, boot, uptime)
 
 
 def _link(previous: str, number: int, text: str) -> str:
@@ -203,9 +225,7 @@ def _verified(connection: sqlite3.Connection, path: Path) -> list[Entry]:
                 f"{path}: entry {position} was altered, removed or re-ordered; "
                 "restore the ledger from a backup made before the change"
             )
-        values = json.loads(text)
-        body = MappingProxyType(values["body"])
-        entries.append(Entry(number, values["kind"], body, values["time"], digest))
+        entries.append(_entry(number, json.loads(text), digest))
         previous = digest
     return entries
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from synth_common.clock import Moment
 from synth_common.errors import BudgetError, ConfigError, LedgerError, PlanError
 from synth_common.plan import Accountant, Unit
 from synth_common.privacy.accounting import Use, epsilon
@@ -58,6 +59,7 @@ class Reservation:
         unit: Whose presence they hide.
         time: UTC, ISO 8601.
         hash: The entry's hash.
+        moment: When, by both clocks.
     """
 
     number: int
@@ -67,6 +69,7 @@ class Reservation:
     unit: Unit
     time: str
     hash: str
+    moment: Moment
 
 
 @dataclass(frozen=True)
@@ -376,10 +379,15 @@ class Ledger:
 def _reservation(entry: Entry) -> Reservation:
     """A reservation from its entry."""
     body = entry.body
-    uses = tuple(Use(**use) for use in body["uses"])
-    key = RoundKey(**body["key"])
     return Reservation(
-        entry.number, key, body["attempt"], uses, body["unit"], entry.time, entry.hash
+        number=entry.number,
+        key=RoundKey(**body["key"]),
+        attempt=body["attempt"],
+        uses=tuple(Use(**use) for use in body["uses"]),
+        unit=body["unit"],
+        time=entry.time,
+        hash=entry.hash,
+        moment=entry.moment,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ MANY: Final = len(COLOURS)
 
 WIDTH: Final = 6.6
 """Inches; the page scales it to its column."""
+
+# Both the style and the warnings' filters belong to the process, not to a thread.
+_ONE_AT_A_TIME = threading.Lock()
 
 # Any: the type of matplotlib's keys differs between its versions.
 _STYLE: Final[Any] = {
@@ -95,7 +99,7 @@ def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure
         paint: Draws into the figure.
     """
     buffer = io.StringIO()
-    with rc_context(_STYLE), warnings.catch_warnings():
+    with _ONE_AT_A_TIME, rc_context(_STYLE), warnings.catch_warnings():
         # Names in any script are laid out by the browser's fonts, not by matplotlib's.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size)

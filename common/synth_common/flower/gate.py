@@ -1,0 +1,228 @@
+"""The coordinator's public port: what it lets through, and to whom.
+
+All before a byte of the body is read: the path is one that a node needs, the key in the
+headers signed a fresh timestamp, its owner is enrolled now, and the body is of a bearable
+size. Everything else that Flower's SuperLink serves, the Control API that starts runs and
+the Runtime API that hands out tokens, is not here.
+
+Not public in Flower: the names of its headers, and the rules of its ``authenticate_node``,
+which ``_signer`` applies to the headers alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import json
+import time
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+
+from synth_common.flower.desk import Refusal
+from synth_common.flower.fleet import ROUTES, Fleet
+from synth_common.flower.trouble import CLOCK_DETAIL
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+
+HEALTH = "/health"
+_JSON = "application/json"
+_BODY_SECONDS = 120.0  # a body of at most max_request_bytes comes in this time, or not at all
+_HANDLERS = 4  # threads that answer; each holds one request, so this bounds memory too
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the coordinator thinks of a key; exactly one field is set.
+
+    Attributes:
+        name: The enrolled site that the key belongs to.
+        refusal: Why its owner is turned away, in words for the owner.
+    """
+
+    name: str | None
+    refusal: str | None
+
+
+class Judgement(Protocol):
+    """Anything with the two fields of a :class:`Verdict`."""
+
+    @property
+    def name(self) -> str | None:
+        """The enrolled site that the key belongs to."""
+
+    @property
+    def refusal(self) -> str | None:
+        """Why its owner is turned away."""
+
+
+class Judge(Protocol):
+    """Knows who is enrolled."""
+
+    def verdict(self, public_key: bytes) -> Judgement:
+        """Judge a key (PEM, SubjectPublicKeyInfo); asked at every request."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Response:
+    status: int
+    body: bytes = b""
+    media_type: str = _JSON
+    close: bool = False
+
+
+class _Turned(Exception):
+    """A request that ends at the gate; whoever sent it may still be sending a body."""
+
+    def __init__(self, status: int, reason: str, refusal: str | None = None) -> None:
+        super().__init__(reason)
+        body = json.dumps({"detail": reason, "refusal": refusal}).encode()
+        self.response = _Response(status, body, close=True)
+
+
+class Gate:
+    """The ASGI application of the public port.
+
+    Args:
+        fleet: Answers what is let through.
+        doorkeeper: Knows who is enrolled.
+        heard: Called with the site's name and key at each request that is let through.
+        max_request_bytes: Largest body.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        doorkeeper: Judge,
+        heard: Callable[[str, bytes], None],
+        max_request_bytes: int,
+    ) -> None:
+        self._fleet, self._doorkeeper, self._heard = fleet, doorkeeper, heard
+        self._max_request_bytes = max_request_bytes
+        self._threads = ThreadPoolExecutor(_HANDLERS, thread_name_prefix="fleet")
+
+    def close(self) -> None:
+        """Answer nothing more."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            return
+        try:
+            response = await self._respond(scope, receive)
+        except _Turned as turned:
+            response = turned.response
+        except _HungUpError:
+            return
+        headers = [
+            (b"content-type", response.media_type.encode()),
+            (b"content-length", str(len(response.body)).encode()),
+        ]
+        if response.close:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def _respond(self, scope: Scope, receive: Receive) -> _Response:
+        path, method = scope["path"], scope["method"]
+        headers = {name.decode("latin-1"): value for name, value in scope["headers"]}
+        if path == HEALTH and method in ("GET", "HEAD"):
+            # A site that only wants to know where it stands signs this request too.
+            if FLEET_HTTP_PUBLIC_KEY_HEADER in headers:
+                self._judge(headers)
+            return _Response(200)
+        if path not in ROUTES or method != "POST":
+            raise _Turned(404, "not found")
+        name, key = self._judge(headers)
+        if headers.get("content-type", b"").partition(b";")[0].strip().lower() != _PROTOBUF:
+            raise _Turned(415, f"a body of type {PROTOBUF_MEDIA_TYPE} is expected")
+        self._bear(headers)
+        self._heard(name, key)
+        body = await self._read(receive)
+        loop = asyncio.get_running_loop()
+        answer = await loop.run_in_executor(self._threads, self._fleet.answer, path, key, body)
+        if isinstance(answer, Refusal):
+            return _Response(answer.status, json.dumps({"detail": answer.reason}).encode())
+        return _Response(200, answer, PROTOBUF_MEDIA_TYPE)
+
+    def _judge(self, headers: dict[str, bytes]) -> tuple[str, bytes]:
+        """The site and its key. Why somebody is turned away, only the key's owner learns."""
+        key = _signer(headers)
+        verdict = self._doorkeeper.verdict(key)
+        if verdict.name is None:
+            raise _Turned(403, "turned away", verdict.refusal or "unknown key")
+        return verdict.name, key
+
+    def _bear(self, headers: dict[str, bytes]) -> None:
+        """Refuse a body that says that it is too large."""
+        length = headers.get("content-length", b"0")
+        if not length.isdigit():
+            raise _Turned(400, "the content-length is no number")
+        if int(length) > self._max_request_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> _Turned:
+        return _Turned(413, f"a request may have {self._max_request_bytes} bytes")
+
+    async def _read(self, receive: Receive) -> bytearray:
+        """The body, which is given up when it is too large or too slow."""
+        until = time.monotonic() + _BODY_SECONDS
+        body = bytearray()
+        while True:
+            left = max(0.0, until - time.monotonic())
+            try:
+                event = await asyncio.wait_for(receive(), left)
+            except TimeoutError:
+                raise _Turned(408, "the body did not come in time") from None
+            if event["type"] == "http.disconnect":
+                raise _HungUpError
+            body += event.get("body", b"")
+            if len(body) > self._max_request_bytes:
+                raise self._too_large()
+            if not event.get("more_body", False):
+                return body
+
+
+class _HungUpError(Exception):
+    """The peer is gone; there is nobody to answer."""
+
+
+_PROTOBUF = PROTOBUF_MEDIA_TYPE.encode()
+
+
+def _signer(headers: dict[str, bytes]) -> bytes:
+    """The public key (PEM) that signed the headers just now.
+
+    The same rules as Flower's ``authenticate_node``, which runs after the body is parsed.
+    """
+    try:
+        key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
+        signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
+        stamp = headers[TIMESTAMP_HEADER]
+        signed_at = datetime.fromisoformat(stamp.decode("ascii"))
+        age = (datetime.now(UTC) - signed_at).total_seconds()
+        public = bytes_to_public_key(key)
+        genuine = isinstance(public, ec.EllipticCurvePublicKey) and verify_signature(
+            public, stamp, signature
+        )
+    except (KeyError, ValueError, TypeError, UnicodeError, binascii.Error):
+        genuine, age, key = False, 0.0, b""
+    if not genuine:
+        raise _Turned(401, "the request is not signed")
+    if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+        raise _Turned(401, CLOCK_DETAIL)
+    return key

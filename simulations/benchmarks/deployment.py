@@ -1,0 +1,307 @@
+"""What a federation over a network costs: seconds per round, server memory, a long run.
+
+Usage: python simulations/benchmarks/deployment.py [overhead|memory|soak] [--rounds N] ...
+
+The coordinator runs in this process, every site in a process of its own, over TLS on
+loopback, with the strategy and the checks of a real run. Training is a pause of fixed
+length and a copy of the tensors, so that all that is measured is the link.
+
+- ``overhead``: seconds of a round beyond the training, 3 sites, a model of 2 MB.
+- ``memory``: the coordinator's peak memory beyond what it holds before the first round,
+  over the size of the model, for several numbers of sites.
+- ``soak``: rounds in a row, with the coordinator's memory along the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import torch
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from synth_common import messages
+from synth_common.flower import (
+    ClientApp,
+    ConfigRecord,
+    Context,
+    Message,
+    RecordDict,
+    arrays_of,
+    state_of,
+)
+from synth_common.flower.link import LinkGrid, Listener, Verdict, open_link
+from synth_common.flower.node import Coordinator, Pace, serve_node
+from synth_common.plan import FederationPlan, GeneratorPlan, Plan, PrivacyPlan, TrainingPlan
+from synth_server.strategy import UniformAverage
+
+_MEGABYTE = 10**6
+_TIMEOUT = 600.0
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _public(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for loopback, which is its own authority, and its key."""
+    key, now = ec.generate_private_key(ec.SECP384R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "benchmark")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(True, None), critical=True)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "server.crt", folder / "server.key"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(_pem(key))
+    return paths
+
+
+@dataclass(frozen=True)
+class _Enrolled:
+    """A doorkeeper of fixed keys."""
+
+    keys: dict[str, bytes]
+
+    def verdict(self, public_key: bytes) -> Verdict:
+        for name, key in self.keys.items():
+            if key == public_key:
+                return Verdict(name, None)
+        return Verdict(None, "unknown key")
+
+    def names(self) -> dict[str, bytes]:
+        return self.keys
+
+
+class _Quiet:
+    """Events that nobody reads."""
+
+    def connected(self) -> None:
+        """Nothing."""
+
+    def disconnected(self, reason: str) -> None:
+        print("disconnected:", reason, file=sys.stderr)
+
+    def asked(self, message: Message) -> None:
+        """Nothing."""
+
+    def answered(self, message: Message, reply: Message) -> None:
+        """Nothing."""
+
+
+def _site(port: int, authority: bytes, key: bytes, seconds: float) -> None:
+    """The body of a site's process: the same tensors come back after a while."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        time.sleep(seconds)
+        header = messages.header_of(message)
+        state = state_of(messages.arrays_in(message))
+        moved = {name: value * 1.0001 for name, value in state.items()}
+        content = RecordDict(
+            {
+                messages.ARRAYS: arrays_of(moved),
+                messages.HEADER: ConfigRecord(asdict(header)),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    private = serialization.load_pem_private_key(key, None)
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        raise SystemExit("the key is of another kind")
+    coordinator = Coordinator("127.0.0.1", port, authority)
+    parent = os.getppid()
+    serve_node(coordinator, private, app, _Quiet(), lambda: os.getppid() != parent, Pace())
+
+
+@contextmanager
+def _federation(sites: int, seconds: float) -> Iterator[LinkGrid]:
+    """A coordinator here and ``sites`` processes, all online."""
+    keys = {f"site-{n}": ec.generate_private_key(ec.SECP384R1()) for n in range(sites)}
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, key = _self_signed(Path(folder))
+        listener = Listener("127.0.0.1", 0, certificate, key, spool=Path(folder))
+        with open_link(listener, _Enrolled({n: _public(k) for n, k in keys.items()})) as grid:
+            given = [(grid.port, certificate.read_bytes(), _pem(k), seconds) for k in keys.values()]
+            processes = [spawn.Process(target=_site, args=args, daemon=True) for args in given]
+            for process in processes:
+                process.start()
+            try:
+                grid.wait_for(sites, _TIMEOUT)
+                yield grid
+            finally:
+                for process in processes:
+                    process.kill()
+                    process.join()
+
+
+def _model(megabytes: float, tensors: int) -> dict[str, torch.Tensor]:
+    """Tensors of this size together."""
+    values = int(megabytes * _MEGABYTE / 4 / tensors)
+    return {f"layer{n}.weight": torch.randn(values) for n in range(tensors)}
+
+
+def _plan(sites: int) -> Plan:
+    return Plan(
+        generator=GeneratorPlan(size=32),
+        training=TrainingPlan(rounds=1, steps_per_round=1, patients_per_step=16, device="cpu"),
+        privacy=PrivacyPlan(epsilon=2.0, accountant="rdp", noise="simulation", spare_rounds=0),
+        federation=FederationPlan(min_sites=sites),
+    )
+
+
+class _Rounds:
+    """Rounds as a coordinator makes them: ask, check, add up, average."""
+
+    def __init__(self, grid: LinkGrid, sites: int, state: dict[str, torch.Tensor]) -> None:
+        self._grid, self._state, self._sites = grid, state, sites
+        self._strategy = UniformAverage(grid.sites, sites, "benchmark", _plan(sites))
+        self._number = 0
+
+    def one(self) -> float:
+        """Seconds of one round."""
+        self._number += 1
+        began = time.perf_counter()
+        config = ConfigRecord({"timeout": _TIMEOUT})
+        strategy, grid = self._strategy, self._grid
+        asked = strategy.configure_train(self._number, arrays_of(self._state), config, grid)
+        replies = grid.send_and_receive(asked, timeout=_TIMEOUT)
+        del asked
+        averaged, _ = strategy.aggregate_train(self._number, replies)
+        if averaged is None or len(strategy.outcome.replies) != self._sites:
+            raise SystemExit(f"the round failed: {strategy.outcome.failures}")
+        self._state = state_of(averaged, empty=True)
+        return time.perf_counter() - began
+
+
+def _resident() -> float:
+    """Megabytes that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / _MEGABYTE
+
+
+def overhead(sites: int, megabytes: float, tensors: int, seconds: float, rounds: int) -> None:
+    """Print seconds per round beyond the training."""
+    with _federation(sites, seconds) as grid:
+        run = _Rounds(grid, sites, _model(megabytes, tensors))
+        run.one()
+        beyond = [run.one() - seconds for _ in range(rounds)]
+    print(f"{sites} sites, {megabytes:g} MB in {tensors} tensors, {seconds:g} s of training:")
+    print(
+        f"seconds beyond the training, {rounds} rounds: median {statistics.median(beyond):.2f}, "
+        f"most {max(beyond):.2f}"
+    )
+
+
+def _peak(sites: int, megabytes: float, tensors: int, rounds: int) -> None:
+    """Print the coordinator's peak; in a process of its own, because a peak never falls."""
+    with _federation(sites, 0.0) as grid:
+        small = _Rounds(grid, sites, _model(0.01, tensors))
+        small.one()  # imports and pools: not measured
+        gc.collect()
+        before = _resident()
+        Path("/proc/self/clear_refs").write_text("5")  # the kernel's mark of the peak
+        run = _Rounds(grid, sites, _model(megabytes, tensors))
+        seconds = [run.one() for _ in range(rounds)]
+        status = Path("/proc/self/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+        peak = int(line.split()[1]) * 1024 / _MEGABYTE
+    beyond = peak - before
+    print(
+        f"{sites:>5} {before:>10.0f} {beyond:>10.0f} {beyond / megabytes:>8.2f} "
+        f"{statistics.median(seconds):>10.1f}",
+        flush=True,
+    )
+
+
+def memory(counts: Sequence[int], megabytes: float, tensors: int, rounds: int) -> None:
+    """Print the table of peaks."""
+    print(
+        f"coordinator's memory, a model of {megabytes:g} MB in {tensors} tensors, {rounds} rounds"
+    )
+    print(f"{'sites':>5} {'before MB':>10} {'beyond MB':>10} {'models':>8} {'s a round':>10}")
+    spawn = multiprocessing.get_context("spawn")
+    for count in counts:
+        process = spawn.Process(target=_peak, args=(count, megabytes, tensors, rounds))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(process.exitcode)
+
+
+def soak(sites: int, megabytes: float, tensors: int, rounds: int) -> None:
+    """Print the coordinator's memory after every tenth of the rounds."""
+    with _federation(sites, 0.0) as grid:
+        run = _Rounds(grid, sites, _model(megabytes, tensors))
+        marks: list[float] = []
+        for number in range(1, rounds + 1):
+            run.one()
+            if number % max(1, rounds // 10) == 0:
+                gc.collect()
+                marks.append(_resident())
+                print(f"round {number:>5}: {marks[-1]:8.1f} MB", flush=True)
+    settled = marks[1:] or marks
+    print(f"growth after the first tenth: {100 * (settled[-1] / settled[0] - 1):+.1f} %")
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=["overhead", "memory", "soak"])
+    parser.add_argument("--sites", default=None, help="number of sites; several for memory")
+    parser.add_argument("--megabytes", type=float, default=None, help="size of the model")
+    parser.add_argument("--tensors", type=int, default=20, help="tensors of the model")
+    parser.add_argument("--seconds", type=float, default=1.0, help="pretended training")
+    parser.add_argument("--rounds", type=int, default=None)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.what == "overhead":
+        size, rounds = given.megabytes or 2.0, given.rounds or 10
+        overhead(int(given.sites or 3), size, given.tensors, given.seconds, rounds)
+    elif given.what == "memory":
+        counts = [int(n) for n in (given.sites or "2,4,8").split(",")]
+        memory(counts, given.megabytes or 50.0, given.tensors, given.rounds or 2)
+    else:
+        soak(int(given.sites or 3), given.megabytes or 2.0, given.tensors, given.rounds or 200)
+
+
+if __name__ == "__main__":
+    main()
