@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -35,6 +35,12 @@ from synth_common.flower.link import LinkGrid, Listener, Verdict, open_link
 from synth_common.flower.node import Coordinator, Pace, serve_node
 
 QUICK = Pace(poll_seconds=0.05, lease_seconds=20.0, timeout_seconds=5.0)
+STATE = {
+    "w": torch.arange(700_000, dtype=torch.float32),
+    "b": torch.tensor(1.5),
+    "empty": torch.zeros(0, 2),
+    **{f"layer{n}": torch.full((5_000,), n, dtype=torch.float64) for n in range(20)},
+}
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -241,10 +247,62 @@ def doubling(pause: float = 0.0) -> ClientApp:
     return app
 
 
+@contextmanager
+def running(world: World, port: int, apps: dict[str, ClientApp], pace: Pace = QUICK):
+    nodes = {
+        name: Node(world.coordinator(port), world.register.keys[name], app, pace)
+        for name, app in apps.items()
+    }
+    try:
+        yield nodes
+    finally:
+        for node in nodes.values():
+            node.stop()
+
+
+def waiting_for(event: threading.Event, slow: str, world: World) -> dict[str, ClientApp]:
+    """Apps of which one answers only after ``event``."""
+
+    def slow_app() -> ClientApp:
+        app = ClientApp()
+
+        @app.train()
+        def train(message: Message, context: Context) -> Message:
+            assert event.wait(30.0)
+            return doubling()(message, context)
+
+        return app
+
+    return {name: slow_app() if name == slow else doubling() for name in world.register.keys}
+
+
+def same_port(world: World, port: int) -> World:
+    return replace(world, listener=replace(world.listener, port=port))
+
+
 def questions(grid: LinkGrid, state: Mapping[str, torch.Tensor], kind: str = "train"):
     """One message with the same tensors to every enrolled site."""
     content = RecordDict({"arrays": arrays_of(state)})
     return [Message(content, node, kind, group_id="1") for node in grid.sites]
+
+
+def eventually(condition, seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+
+
+def store_is_empty(grid) -> bool:
+    state = grid._state
+    return not (
+        grid._store.store
+        or grid._store._pieces
+        or grid._store.kept
+        or state.message_ins_store
+        or state.message_res_store
+        or state._object_push_sessions
+    )
 
 
 def write_node(folder: Path, world: World, name: str) -> None:

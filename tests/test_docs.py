@@ -44,6 +44,14 @@ def test_links_between_pages_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_tests_that_pages_name_exist():
+    for page in MARKDOWN:
+        for file, name in re.findall(r"(test_\w+\.py)::(test_\w+)", page.read_text()):
+            source = ROOT / "tests" / file
+            assert source.is_file(), f"{page.name} names {file}"
+            assert f"def {name}(" in source.read_text(), f"{page.name} names {file}::{name}"
+
+
 def test_nothing_calls_synthetic_data_anonymous():
     word = "anony" + "mous"
     for path in [*MARKDOWN, *ROOT.glob("*/synth_*/**/*")]:

@@ -8,7 +8,8 @@ length and a copy of the tensors, so that all that is measured is the link.
 
 - ``overhead``: seconds of a round beyond the training, 3 sites, a model of 2 MB.
 - ``memory``: the coordinator's peak memory beyond what it holds before the first round,
-  over the size of the model, for several numbers of sites.
+  over the size of the model, for several numbers of sites: of the link alone, and of a
+  whole round with checks, sum and average.
 - ``soak``: rounds in a row, with the coordinator's memory along the way.
 """
 
@@ -231,36 +232,63 @@ def overhead(sites: int, megabytes: float, tensors: int, seconds: float, rounds:
     )
 
 
-def _peak(sites: int, megabytes: float, tensors: int, rounds: int) -> None:
-    """Print the coordinator's peak; in a process of its own, because a peak never falls."""
+class _Peak:
+    """The most that this process held since this object was made, beyond what it held then."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self.before = _resident()
+        Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's mark of the peak
+
+    def beyond(self) -> float:
+        """Megabytes."""
+        status = Path("/proc/self/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024 / _MEGABYTE - self.before
+
+
+def _link_alone(grid: LinkGrid, model: dict[str, torch.Tensor]) -> None:
+    """One exchange whose answers are read array by array and thrown away."""
+    content = RecordDict(
+        {
+            messages.ARRAYS: arrays_of(model),
+            messages.HEADER: ConfigRecord(asdict(messages.Header("benchmark", 0, ""))),
+        }
+    )
+    asked = (Message(content, node, "train") for node in grid.sites)
+    for reply in grid.send_and_receive(asked, timeout=_TIMEOUT):
+        arrays = messages.arrays_in(reply)
+        for name in list(arrays):
+            arrays.pop(name).numpy()
+
+
+def _measure_memory(sites: int, megabytes: float, tensors: int, rounds: int) -> None:
+    """Print the coordinator's peaks for this many sites."""
     with _federation(sites, 0.0) as grid:
         small = _Rounds(grid, sites, _model(0.01, tensors))
         small.one()  # imports and pools: not measured
-        gc.collect()
-        before = _resident()
-        Path("/proc/self/clear_refs").write_text("5")  # the kernel's mark of the peak
+        alone = _Peak()
+        for _ in range(rounds):
+            _link_alone(grid, _model(megabytes, tensors))
+        link = alone.beyond() / megabytes
+        whole = _Peak()
         run = _Rounds(grid, sites, _model(megabytes, tensors))
         seconds = [run.one() for _ in range(rounds)]
-        status = Path("/proc/self/status").read_text()
-        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
-        peak = int(line.split()[1]) * 1024 / _MEGABYTE
-    beyond = peak - before
-    print(
-        f"{sites:>5} {before:>10.0f} {beyond:>10.0f} {beyond / megabytes:>8.2f} "
-        f"{statistics.median(seconds):>10.1f}",
-        flush=True,
-    )
+        print(
+            f"{sites:>5} {link:>12.2f} {whole.beyond() / megabytes:>12.2f} "
+            f"{statistics.median(seconds):>10.1f}",
+            flush=True,
+        )
 
 
 def memory(counts: Sequence[int], megabytes: float, tensors: int, rounds: int) -> None:
-    """Print the table of peaks."""
-    print(
-        f"coordinator's memory, a model of {megabytes:g} MB in {tensors} tensors, {rounds} rounds"
-    )
-    print(f"{'sites':>5} {'before MB':>10} {'beyond MB':>10} {'models':>8} {'s a round':>10}")
+    """Print the table of peaks, in multiples of the model; each row in a process of its own."""
+    print(f"coordinator's peak memory over a model of {megabytes:g} MB in {tensors} tensors")
+    print("(the model and its serialised copy are among it)")
+    print(f"{'sites':>5} {'link alone':>12} {'whole round':>12} {'s a round':>10}")
     spawn = multiprocessing.get_context("spawn")
     for count in counts:
-        process = spawn.Process(target=_peak, args=(count, megabytes, tensors, rounds))
+        process = spawn.Process(target=_measure_memory, args=(count, megabytes, tensors, rounds))
         process.start()
         process.join()
         if process.exitcode:

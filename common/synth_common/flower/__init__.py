@@ -7,9 +7,10 @@ says what, and ``tests/test_flower_contract.py`` holds it to the installed versi
 
 - ``records``: tensors and messages; a grid around a grid;
 - ``engine``: the Ray simulation engine;
-- ``link``: the coordinator's end of a federation over a network (``desk``, ``gate`` and
-  ``spool`` are its parts);
-- ``node``: a site's end of it (``trouble`` says in words what is wrong with a connection).
+- ``link``: the coordinator's end of a federation over a network (its parts, from the port
+  inwards: ``serving``, ``gate``, ``fleet``, ``desk``, ``spool``);
+- ``node``: a site's end of it (``connection``, and ``trouble``, which says in words what is
+  wrong with one).
 
 The ends of the link are not imported here: a simulation needs neither.
 """

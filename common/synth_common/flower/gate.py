@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import json
+import logging
 import time
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -37,6 +38,7 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
+_LOG = logging.getLogger(__name__)
 HEALTH = "/health"
 _JSON = "application/json"
 _BODY_SECONDS = 120.0  # a body of at most max_request_bytes comes in this time, or not at all
@@ -128,6 +130,9 @@ class Gate:
             response = turned.response
         except _HungUpError:
             return
+        except Exception:  # a fault of ours; a peer learns nothing of it
+            _LOG.exception("request to %s failed", scope["path"])
+            response = _Response(500, b'{"detail": "internal error"}', close=True)
         headers = [
             (b"content-type", response.media_type.encode()),
             (b"content-length", str(len(response.body)).encode()),

@@ -11,16 +11,13 @@ message's objects, and the run's bookkeeping in ``_open_run``.
 
 from __future__ import annotations
 
-import socket
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-import uvicorn
 from flwr.app import Error, Message, RecordDict
 from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
@@ -42,15 +39,13 @@ from synth_common.flower.desk import Desk, Letter
 from synth_common.flower.fleet import Fleet
 from synth_common.flower.gate import Gate, Judge, Verdict
 from synth_common.flower.records import quiet_logs
+from synth_common.flower.serving import Listener, bound, serving
 from synth_common.flower.spool import ContentReader, Spool, SpooledStore
 
 __all__ = ["Doorkeeper", "LinkGrid", "Listener", "Verdict", "open_link"]
 
 INSTALLED = "synthward/installed"  # the name of the bundle, and all there is of it
 _FOREVER = 10 * 365 * 86400.0  # see LinkGrid: a deadline is not a time to live
-_START_SECONDS = 30.0
-_STOP_SECONDS = 1
-_MAX_CONNECTIONS = 512
 _DATA_ERROR = 1000 + DataError.exit_code  # as in synth_common.messages
 
 
@@ -60,30 +55,6 @@ class Doorkeeper(Judge, Protocol):
     def names(self) -> Mapping[str, bytes]:
         """Enrolled now: the public key (PEM, SubjectPublicKeyInfo) of every site, by name."""
         ...
-
-
-@dataclass(frozen=True)
-class Listener:
-    """The public port, and what may come through it.
-
-    Attributes:
-        host: Address to bind.
-        port: Port to bind; 0 takes a free one (see :attr:`LinkGrid.port`).
-        certificate: PEM file of the server's certificate and its chain.
-        key: PEM file of its private key.
-        max_request_bytes: Largest request body. Tensors travel in pieces of 1 MiB.
-        max_reply_bytes: Largest answer of a site, all pieces together.
-        spool: Folder of what is in transit, or None for the system's folder for temporary
-            files. The files have no names and vanish with the process.
-    """
-
-    host: str
-    port: int
-    certificate: Path
-    key: Path
-    max_request_bytes: int = 8 * 2**20
-    max_reply_bytes: int = 2**30
-    spool: Path | None = None
 
 
 class _Roster:
@@ -351,66 +322,13 @@ def open_link(listener: Listener, doorkeeper: Doorkeeper) -> Iterator[LinkGrid]:
         ConfigError: The port is taken, or the certificate or its key cannot be used.
     """
     quiet_logs()
+    # What goes wrong with a request is logged by the gate; peers that hang up are no errors.
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     store = SpooledStore(Spool(listener.spool))
     state = InMemoryLinkState(NoOpFederationManager(), store)
     roster = _Roster(state, doorkeeper)
     grid = LinkGrid(state, store, roster, listener)
     gate = Gate(Fleet(state, grid.desk), doorkeeper, roster.heard, listener.max_request_bytes)
-    with _bound(listener) as bound, closing(gate), _serving(listener, gate, bound):
-        grid.port = bound.getsockname()[1]
+    with bound(listener) as port, closing(gate), serving(listener, gate, port):
+        grid.port = port.getsockname()[1]
         yield grid
-
-
-@contextmanager
-def _bound(listener: Listener) -> Iterator[socket.socket]:
-    try:
-        family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
-        bound = socket.create_server((listener.host, listener.port), family=family, backlog=128)
-    except OSError as err:
-        raise ConfigError(
-            f"server.bind = {listener.host}:{listener.port} cannot be used ({err.strerror}); "
-            "name another address or port, or stop who has it"
-        ) from err
-    with bound:
-        yield bound
-
-
-@contextmanager
-def _serving(listener: Listener, app: Gate, bound: socket.socket) -> Iterator[None]:
-    """Run the web server in a thread."""
-    try:
-        config = uvicorn.Config(
-            app,
-            ssl_certfile=listener.certificate,
-            ssl_keyfile=listener.key,
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=_MAX_CONNECTIONS,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=_STOP_SECONDS,
-        )
-        config.load()
-    except OSError as err:  # ssl.SSLError is one
-        raise ConfigError(
-            f"certificate {listener.certificate} with key {listener.key} cannot be used: {err}"
-        ) from err
-    server = uvicorn.Server(config)
-    thread = threading.Thread(
-        target=server.run, kwargs={"sockets": [bound]}, name="link", daemon=True
-    )
-    thread.start()
-    try:
-        until = time.monotonic() + _START_SECONDS
-        while not server.started:
-            if not thread.is_alive() or time.monotonic() > until:
-                raise FederationError("the coordinator's web server did not start")
-            time.sleep(0.01)
-        yield
-    finally:
-        server.should_exit = True
-        thread.join(10 * _STOP_SECONDS)

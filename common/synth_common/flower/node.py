@@ -5,18 +5,16 @@ process, and sends the answers. It fetches no code and starts no other process. 
 happens to the network, it comes back: a finished answer is kept in hand until it is
 delivered or the coordinator no longer waits for it.
 
-Not public in Flower: ``FleetHttpClient`` (with the attributes of ``ProtobufClient`` that
-``_Client`` sets), ``NodeAuthHttpInterceptor``, the functions that move objects, and the
-conversions between messages and protobuf.
+Not public in Flower: the functions that move objects, and the conversions between messages
+and protobuf.
 """
 
 from __future__ import annotations
 
 import random
-import ssl
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,7 +30,6 @@ from flwr.proto.fleet_pb2 import (
     PullMessagesRequest,
     PushMessagesRequest,
 )
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
@@ -51,44 +48,24 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_and_inflate_object_from_tree,
     push_objects,
 )
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.protobuf.client import ProtobufRequestContext
-from flwr.supernode.fleet_http_client import FleetHttpClient
-from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from synth_common import messages
-from synth_common.errors import ConfigError, DataError, RefusedError, UnreachableError
-from synth_common.flower.trouble import Trouble, clock_offset, detail_of, explain
+from synth_common.errors import ConfigError, DataError
+from synth_common.flower.connection import (
+    INTERVALS_PER_LEASE,
+    Coordinator,
+    FleetClient,
+    Heartbeats,
+    knock,
+    raise_refusal,
+)
+from synth_common.flower.trouble import Trouble, explain
+
+__all__ = ["Coordinator", "NodeEvents", "Pace", "knock", "serve_node"]
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to come back
-_HEARTBEATS_PER_LEASE = 4  # three may be lost
-_INTERVALS_PER_LEASE = 2  # Flower's HEARTBEAT_PATIENCE: a lease is twice the stated interval
 _LEASE = (20.0, 3600.0)  # Flower takes intervals from 10 to 1800 s
 _NOT_WAITED_FOR = (404, 409)  # the answer, or what it answers, is gone
-
-
-@dataclass(frozen=True)
-class Coordinator:
-    """Where the coordinator is, and how to know that it is the one.
-
-    Attributes:
-        host: Name or address, as in its certificate.
-        port: Its public port.
-        ca_certificate: PEM of the only authority whose certificates are accepted.
-        proxy: "http://host:port" of a proxy to go through, or None. Proxies that the
-            environment names are not used.
-    """
-
-    host: str
-    port: int
-    ca_certificate: bytes
-    proxy: str | None = None
-
-    @property
-    def address(self) -> str:
-        """Host and port, as in a URL."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
 
 
 class NodeEvents(Protocol):
@@ -157,46 +134,24 @@ def serve_node(
         RefusedError: The coordinator turns this site away by name.
         ConfigError: The authority's certificate cannot be used.
     """
-    with _Client(coordinator, key, pace.timeout_seconds) as client:
+    with FleetClient(coordinator, key, pace.timeout_seconds) as client:
         node = _Serving(client, app, events, pace.lease_seconds)
         wait = _FIRST_WAIT
-        while not stopping():
-            try:
-                idle = node.step()
-                wait = _FIRST_WAIT
-                if idle:
-                    _rest(pace.poll_seconds, stopping)
-            except (httpx.HTTPError, ObjectPullError, ObjectPushError) as err:
-                _raise_refusal(err)
-                node.lost(explain(err, coordinator.address, coordinator.proxy))
-                _rest(wait * random.uniform(0.5, 1.0), stopping)
-                wait = min(2 * wait, _LONGEST_WAIT)
-        node.leave()
-
-
-def knock(
-    coordinator: Coordinator, key: ec.EllipticCurvePrivateKey, timeout_seconds: float = 10.0
-) -> float | None:
-    """Try the whole way to the coordinator without taking part.
-
-    Returns:
-        Seconds by which this machine's clock is ahead of the coordinator's, to a second, or
-        None when the coordinator does not tell.
-
-    Raises:
-        UnreachableError: The coordinator cannot be reached, is not the one that the kit
-            names, or the clocks differ too much; says which.
-        RefusedError: The coordinator turns this site away by name.
-        ConfigError: The authority's certificate cannot be used.
-    """
-    with _Client(coordinator, key, timeout_seconds) as client:
         try:
-            return clock_offset(client.health())
-        except httpx.HTTPError as err:
-            _raise_refusal(err)
-            raise UnreachableError(
-                str(explain(err, coordinator.address, coordinator.proxy))
-            ) from err
+            while not stopping():
+                try:
+                    idle = node.step()
+                    wait = _FIRST_WAIT
+                    if idle:
+                        _rest(pace.poll_seconds, stopping)
+                except (httpx.HTTPError, ObjectPullError, ObjectPushError) as err:
+                    raise_refusal(err)
+                    node.lost(explain(err, coordinator.address, coordinator.proxy))
+                    _rest(wait * random.uniform(0.5, 1.0), stopping)
+                    wait = min(2 * wait, _LONGEST_WAIT)
+            node.leave()
+        finally:
+            node.abandon()
 
 
 def _rest(seconds: float, stopping: Callable[[], bool]) -> None:
@@ -204,47 +159,6 @@ def _rest(seconds: float, stopping: Callable[[], bool]) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0 and not stopping():
         time.sleep(min(left, 0.25))
-
-
-def _raise_refusal(err: Exception) -> None:
-    """Raise RefusedError if this is the coordinator turning the site away by name."""
-    if not isinstance(err, httpx.HTTPStatusError) or err.response.status_code != 403:
-        return
-    refusal = detail_of(err.response, "refusal")
-    if refusal:
-        raise RefusedError(f"the coordinator turns this site away: {refusal}") from err
-
-
-class _Client(FleetHttpClient):
-    """Flower's client for the Fleet API that trusts one authority and obeys no environment."""
-
-    def __init__(
-        self, coordinator: Coordinator, key: ec.EllipticCurvePrivateKey, timeout: float
-    ) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        try:
-            context.load_verify_locations(cadata=coordinator.ca_certificate.decode("ascii"))
-        except (ssl.SSLError, ValueError) as err:
-            raise ConfigError(
-                "ca.crt is no certificate in PEM form; accept the coordinator's kit again"
-            ) from err
-        self._base_url = f"https://{coordinator.address}"
-        self._interceptors = (NodeAuthHttpInterceptor(key, key.public_key()),)
-        self._retry_invoker = None
-        self.public_key = public_key_to_bytes(key.public_key())
-        self._client = httpx.Client(
-            verify=context,
-            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
-            proxy=coordinator.proxy,
-            trust_env=False,
-        )
-
-    def health(self) -> httpx.Response:
-        """Ask for the server's health, signed: it says whether this key would be let in."""
-        request = self._client.build_request("GET", f"{self._base_url}/health")
-        # Signing looks at the request's headers alone; there is no protobuf message here.
-        response = self._send(ProtobufRequestContext("", None, request))
-        return response.raise_for_status()
 
 
 @dataclass
@@ -260,13 +174,13 @@ class _Serving:
     """The loop's state: whether the coordinator knows this node, and the answer in hand."""
 
     def __init__(
-        self, client: _Client, app: ClientApp, events: NodeEvents, lease_seconds: float
+        self, client: FleetClient, app: ClientApp, events: NodeEvents, lease_seconds: float
     ) -> None:
         self._client, self._app, self._events = client, app, events
         self._lease = lease_seconds
         self._node: Node | None = None
+        self._heartbeats: Heartbeats | None = None
         self._answer: _Answer | None = None
-        self._told = False
 
     def step(self) -> bool:
         """Do the next thing; True when there was nothing to do.
@@ -284,24 +198,36 @@ class _Serving:
 
     def lost(self, trouble: Trouble) -> None:
         """Note that the coordinator may no longer know this node, nor what it gave it."""
-        self._node = None
-        self._told = False
+        self._forget_node()
         self._events.disconnected(str(trouble))
 
     def leave(self) -> None:
         """Tell the coordinator that this node goes; whether it hears it does not matter."""
-        if self._node is not None:
-            try:
-                self._client.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
-            except httpx.HTTPError:
-                self._node = None
+        node = self._node
+        self._forget_node()  # first: a heartbeat after the farewell would take it back
+        if node is not None:
+            with suppress(httpx.HTTPError):
+                self._client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+
+    def abandon(self) -> None:
+        """Give no more signs of life; waits for nothing."""
+        if self._heartbeats is not None:
+            self._heartbeats.stop()
+
+    def _forget_node(self) -> None:
+        self._node = None
+        if self._heartbeats is not None:
+            self._heartbeats.stop()
+            self._heartbeats.join()
+            self._heartbeats = None
 
     def _activate(self) -> None:
         request = ActivateNodeRequest(
             public_key=self._client.public_key,
-            heartbeat_interval=self._lease / _INTERVALS_PER_LEASE,
+            heartbeat_interval=self._lease / INTERVALS_PER_LEASE,
         )
         self._node = Node(node_id=self._client.ActivateNode(request).node_id)
+        self._heartbeats = Heartbeats(self._client, self._node, self._lease)
         self._events.connected()
 
     def _pull(self) -> bool:
@@ -311,16 +237,15 @@ class _Serving:
         if not pulled.messages_list or node is None:
             return False
         began = time.perf_counter()
-        with _Heartbeats(self._client, node, self._lease):
-            message = message_from_proto(pulled.messages_list[0])
-            try:
-                message = self._fetch(message.metadata.run_id, pulled.message_object_trees[0])
-            except DataError as err:
-                reply = messages.error_reply(message, err)
-            else:
-                self._events.asked(message)
-                began = time.perf_counter()
-                reply = self._run(message, node)
+        message = message_from_proto(pulled.messages_list[0])
+        try:
+            message = self._fetch(message.metadata.run_id, pulled.message_object_trees[0])
+        except DataError as err:
+            reply = messages.error_reply(message, err)
+        else:
+            self._events.asked(message)
+            began = time.perf_counter()
+            reply = self._run(message, node)
         self._answer = _Answer(message, reply, time.perf_counter() - began)
         return True
 
@@ -362,8 +287,7 @@ class _Serving:
         if node is None:
             return
         try:
-            with _Heartbeats(self._client, node, self._lease):
-                self._push(answer, node)
+            self._push(answer, node)
         except httpx.HTTPStatusError as err:
             status = err.response.status_code
             if 400 <= status < 500 and status != httpx.codes.UNAUTHORIZED:
@@ -393,32 +317,3 @@ class _Serving:
                 ),
                 object_ids_to_push=set(response.objects_to_push),
             )
-
-
-class _Heartbeats:
-    """Signs of life while the node works or transfers, from a thread of its own.
-
-    A heartbeat that fails is not repeated: the next one follows, and the work goes on
-    whether or not the coordinator can be heard.
-    """
-
-    def __init__(self, client: _Client, node: Node, lease_seconds: float) -> None:
-        self._client, self._node, self._lease = client, node, lease_seconds
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeats", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *raised: object) -> None:
-        self._done.set()
-
-    def _beat(self) -> None:
-        request = SendNodeHeartbeatRequest(
-            node=self._node, heartbeat_interval=self._lease / _INTERVALS_PER_LEASE
-        )
-        while not self._done.wait(self._lease / _HEARTBEATS_PER_LEASE):
-            try:
-                self._client.SendNodeHeartbeat(request)
-            except (httpx.HTTPError, RuntimeError):  # RuntimeError: the client was closed
-                continue

@@ -1,0 +1,118 @@
+"""The web server behind the coordinator's public port: uvicorn over TLS, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from synth_common.errors import ConfigError, FederationError
+from synth_common.flower.gate import Gate
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 1
+_MAX_CONNECTIONS = 512
+
+
+@dataclass(frozen=True)
+class Listener:
+    """The public port, and what may come through it.
+
+    Attributes:
+        host: Address to bind.
+        port: Port to bind; 0 takes a free one (see :attr:`LinkGrid.port`).
+        certificate: PEM file of the server's certificate and its chain.
+        key: PEM file of its private key.
+        max_request_bytes: Largest request body. Tensors travel in pieces of 1 MiB.
+        max_reply_bytes: Largest answer of a site, all pieces together.
+        spool: Folder of what is in transit, or None for the system's folder for temporary
+            files. The files have no names and vanish with the process.
+    """
+
+    host: str
+    port: int
+    certificate: Path
+    key: Path
+    max_request_bytes: int = 8 * 2**20
+    max_reply_bytes: int = 2**30
+    spool: Path | None = None
+
+
+@contextmanager
+def bound(listener: Listener) -> Iterator[socket.socket]:
+    """The listener's port, taken. Raises ConfigError when it cannot be."""
+    try:
+        family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
+        port = socket.create_server((listener.host, listener.port), family=family, backlog=128)
+    except OSError as err:
+        raise ConfigError(
+            f"server.bind = {listener.host}:{listener.port} cannot be used ({err.strerror}); "
+            "name another address or port, or stop who has it"
+        ) from err
+    with port:
+        yield port
+
+
+class _Server(uvicorn.Server):
+    """Closes its connections for good when it ends."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn. TLS waits for the peer's farewell; a peer that is cut off sends none."""
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await asyncio.sleep(0)  # the loop closes what was aborted in its next turn
+
+
+@contextmanager
+def serving(listener: Listener, app: Gate, port: socket.socket) -> Iterator[None]:
+    """Run the web server on a port in a thread.
+
+    Raises:
+        ConfigError: The certificate or its key cannot be used.
+        FederationError: The server did not start.
+    """
+    try:
+        config = uvicorn.Config(
+            app,
+            ssl_certfile=listener.certificate,
+            ssl_keyfile=listener.key,
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=_STOP_SECONDS,
+        )
+        config.load()
+    except OSError as err:  # ssl.SSLError is one
+        raise ConfigError(
+            f"certificate {listener.certificate} with key {listener.key} cannot be used: {err}"
+        ) from err
+    server = _Server(config)
+    thread = threading.Thread(
+        target=server.run, kwargs={"sockets": [port]}, name="link", daemon=True
+    )
+    thread.start()
+    try:
+        until = time.monotonic() + _START_SECONDS
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > until:
+                raise FederationError("the coordinator's web server did not start")
+            time.sleep(0.01)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(10 * _STOP_SECONDS)
