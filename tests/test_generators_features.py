@@ -42,12 +42,27 @@ def test_a_vector_with_features_is_no_longer_than_one(share):
         assert 0.3 < vector.norm().item() <= 1.0
 
 
-def test_features_of_a_picture_do_not_depend_on_its_neighbours():
-    images = _extremes((1, 28, 28))
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+def test_features_of_a_picture_do_not_depend_on_its_neighbours(dtype, atol):
+    images = _extremes((1, 28, 28)).to(dtype)
     features = RandomFeatures((1, 28, 28), 300, radius=0.4)
     together = features(images)
     alone = torch.cat([features(image[None]) for image in images])
-    np.testing.assert_allclose(alone.numpy(), together.numpy(), atol=2e-6)
+    assert together.dtype == dtype
+    np.testing.assert_allclose(alone.numpy(), together.numpy(), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("shape", _SHAPES)
+def test_neighbours_move_no_image_in_a_sum(shape):
+    """Any error here adds up over all patients, whose batches shift when one of them leaves."""
+    embedding = Embedding(2, shape, 6, 0.5, 0.5, features=600, feature_share=0.5)
+    images, labels = _extremes(shape), torch.arange(12) % 2
+    together = embedding.weighted_sum(images, labels, torch.ones(12))
+    alone = [
+        embedding.weighted_sum(image[None], label[None], torch.ones(1))
+        for image, label in zip(images, labels, strict=True)
+    ]
+    assert (torch.stack(alone).sum(0) - together).norm().item() < 1e-12
 
 
 def test_every_machine_draws_the_same_constants():

@@ -303,7 +303,7 @@ def test_the_family_takes_no_private_step():
 @pytest.mark.parametrize("family", ["vae", "gan"])
 def test_other_families_start_from_what_the_release_says(family):
     plan = Plan(
-        generator=GeneratorPlan(family=family, size=28, classes=("a", "b"), frequencies=5, width=8),
+        generator=_PLAN.model_copy(update={"family": family, "width": 8}),
         training=TrainingPlan(rounds=0, patients_per_step=32),
         release=ReleasePlan(embedding=EmbeddingPlan(warm_steps=150)),
     )

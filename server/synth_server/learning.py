@@ -17,6 +17,8 @@ from synth_common.privacy.public_training import train_openly
 from synth_common.randomness import derive_seed
 
 _IMAGES = 4096
+_BATCH = 256
+"""Drawn at a time: a network refines them, at 128 pixels with a MiB or two for each."""
 
 
 def learn_release(
@@ -50,5 +52,7 @@ def _drawn(teacher: MomentGenerator, released: Released, plan: Plan, seed: int) 
     """Images (and masks) of the released Gaussians, the classes in turn."""
     labels = np.arange(_IMAGES, dtype=np.int64) % released.embedding.classes
     seeds = [derive_seed(seed, "teacher", i) for i in range(_IMAGES)]
-    pictures = teacher.sample(torch.from_numpy(labels), seeds).numpy()
+    parts = [slice(i, i + _BATCH) for i in range(0, _IMAGES, _BATCH)]
+    drawn = [teacher.sample(torch.from_numpy(labels[p]), seeds[p]) for p in parts]
+    pictures = torch.cat(drawn).numpy()
     return drawn_images(plan.generator, pictures, labels)

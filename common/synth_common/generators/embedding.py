@@ -176,7 +176,8 @@ class Embedding:
         counts = of_class.sum(0)[:, None]
         parts = [CONSTANT**2 * counts, _ROOT * CONSTANT * first, torch.stack(blocks), energy]
         moments = self.moment_factor * torch.cat(parts, dim=1)
-        features = of_class.T @ self.random_features(images.to(torch.float32)).to(torch.float64)
+        # In single precision, other patients in the batch would move an image's last bits.
+        features = of_class.T @ self.random_features(images.to(torch.float64))
         return torch.cat([moments, math.sqrt(self.feature_share) * features], dim=1).flatten()
 
     def sums(self, vector: Tensor) -> Sums:

@@ -51,7 +51,7 @@ class RandomFeatures:
         self.shape, self.count, self.radius = shape, count, radius
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float32 (B, C, H, W) in [0, 1] to (B, count) of norm at most 1 (and hardly less)."""
+        """(B, C, H, W) in [0, 1] to (B, count) of its type and norm at most 1 (and hardly less)."""
         if self.count == 0:
             return images.new_zeros(len(images), 0)
         few = max(1, _AT_ONCE // math.prod(self.shape))

@@ -27,6 +27,8 @@ _FEWEST = 4.0
 """A class whose noisy count is below this many standard deviations of its noise is not told
 from the others."""
 _LEAST_DIVERSITY = 0.01
+_BATCH = 256
+"""Pictures drawn at a time for the refiner to learn from."""
 
 
 class MomentGenerator(Generator):
@@ -76,8 +78,9 @@ class MomentGenerator(Generator):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "refiner"))
-            self.refiner = self._new_refiner()
+            self.refiner = self._new_refiner().to(self.get_buffer("mean").device)
         teach(self.refiner, lesson, self._draw_from, seed, tell)
+        self.refiner.lend(told.like)
 
     @torch.no_grad()
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -88,8 +91,10 @@ class MomentGenerator(Generator):
         return pictures.clamp(0.0, 1.0).cpu()
 
     def _draw_from(self, labels: Tensor, seed: int) -> Tensor:
-        """Unrefined pictures of class numbers (B,)."""
-        return self._gaussian_pictures(labels, [derive_seed(seed, i) for i in range(len(labels))])
+        """Unrefined pictures of class numbers (B,), some at a time to save memory."""
+        seeds = [derive_seed(seed, i) for i in range(len(labels))]
+        parts = [slice(i, i + _BATCH) for i in range(0, len(labels), _BATCH)]
+        return torch.cat([self._gaussian_pictures(labels[p], seeds[p]) for p in parts])
 
     @torch.no_grad()
     def _gaussian_pictures(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -131,10 +136,12 @@ class Told:
     Attributes:
         gaussians: One of every class; one too small has the largest's.
         seen: bool (K,), classes with enough patients for the noise.
+        like: int64 (K,), the class that each is drawn like; itself where it was seen.
     """
 
     gaussians: Gaussians
     seen: Tensor
+    like: Tensor
 
 
 def class_gaussians(released: Released, tell: Callable[[str], None]) -> Told:
@@ -153,7 +160,7 @@ def class_gaussians(released: Released, tell: Callable[[str], None]) -> Told:
         whole = replace(together, counts=together.counts.clamp(min=1.0))
         found = cleaned_gaussians(whole, sigma * embedding.classes**0.5, embedding)
         nobody = torch.zeros_like(itself)
-        return Told(found.of(nobody), seen)
+        return Told(found.of(nobody), seen, nobody)
     found = cleaned_gaussians(sums.of(seen), sigma, embedding)
     largest = int(torch.where(seen, sums.counts, 0.0).argmax())
     like = torch.where(seen, itself, largest)
@@ -161,4 +168,4 @@ def class_gaussians(released: Released, tell: Callable[[str], None]) -> Told:
         few = (~seen).nonzero().flatten().tolist()
         tell(f"classes {few} have too few patients for this noise; they are drawn like the others")
     place = torch.cumsum(seen, 0) - 1
-    return Told(found.of(place[like]), seen)
+    return Told(found.of(place[like]), seen, like)
