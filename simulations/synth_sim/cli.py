@@ -168,6 +168,28 @@ def plan(
         typer.echo(f"plan {chosen.digest()}: {replace_text(out, text + chr(10))}")
 
 
+@app.command("deal", cls=SettingsCommand)
+def deal_command(
+    scenario: ScenarioArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the files, one SITE.npz each.")],
+    set_: SetOption = [],  # noqa: B006 - typer copies it
+    seed: SeedOption = None,
+) -> None:
+    """Write every site's images to a file of its own, to rehearse a real deployment.
+
+    SCENARIO is the name of a packaged scenario (see list) or a TOML file. The sites get the
+    patients that they have in a simulation; docs/tutorials/three-hospitals.md goes on from there.
+    """
+    from synth_sim.dealing import deal_files
+    from synth_sim.scenario import load_scenario
+
+    for path, images in deal_files(load_scenario(scenario, set_, seed), out):
+        patients = (
+            "no patient ids" if images.patient_ids is None else f"{images.unit_count()} patients"
+        )
+        typer.echo(f"{path}: {len(images)} images, {patients}")
+
+
 @app.command()
 def sample(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
