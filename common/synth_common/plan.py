@@ -264,10 +264,10 @@ class FederationPlan(StrictModel):
     round_timeout_s: Positive = 3600.0
 
 
-_MOST_FEATURES = 1024
+_MOST_COEFFICIENTS = 1024
 
 
-def _features(generator: GeneratorPlan) -> int:
+def _coefficients(generator: GeneratorPlan) -> int:
     """Coefficients of an image that a release describes."""
     channels = generator.channels + int(generator.with_mask)
     return int(channels * generator.frequencies**2)
@@ -356,10 +356,10 @@ class Plan(StrictModel):
                 f"generator.frequencies = {chosen}: a release describes finer detail than these "
                 f"by its strength, and generator.size = {size} leaves none; set fewer than {size}"
             )
-        if _features(self.generator) > _MOST_FEATURES:
+        if _coefficients(self.generator) > _MOST_COEFFICIENTS:
             raise ValueError(
-                f"generator.frequencies = {chosen}: {_features(self.generator)} features of an "
-                f"image, most are {_MOST_FEATURES}; set fewer"
+                f"generator.frequencies = {chosen}: {_coefficients(self.generator)} coefficients "
+                f"of an image, most are {_MOST_COEFFICIENTS}; set fewer"
             )
         return self
 
