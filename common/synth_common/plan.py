@@ -234,7 +234,8 @@ class EmbeddingPlan(StrictModel):
     grid of integers that the sum is computed on (``privacy.secure_sum.Lattice``).
 
     ``warm_steps`` is how many steps a VAE or GAN takes at the coordinator on
-    images drawn from the release, before its first round.
+    images drawn from the release, before its first round. They are drawn as family ``embedding``
+    draws them, so ``generator.refine_steps`` of the refiner come before these.
     """
 
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
