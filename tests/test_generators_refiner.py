@@ -49,7 +49,7 @@ def test_a_new_refiner_changes_nothing(size, channels, classes):
 
 
 def test_refined_pictures_have_the_released_features():
-    lesson = _lesson(60)
+    lesson = _lesson(30)
     labels = torch.arange(64) % 2
     grain = _grain(labels, 9)
     refiner, said = _taught(lesson)
@@ -60,8 +60,8 @@ def test_refined_pictures_have_the_released_features():
 
     with torch.no_grad():
         after = away(refiner(grain, labels))
-    assert after < 0.2 * away(grain)
-    assert "step 60 of 60" in said[-1]
+    assert after < 0.05 * away(grain)
+    assert "step 30 of 30" in said[-1]
     assert said[-1].endswith("; their noise alone leaves about 0.2500")
 
 
