@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from synth_client.enrol import agree, make_key
 from synth_client.site import Site
+from synth_common.generators import features
 from synth_common.images.imageset import ImageSet
 from synth_common.plan import FederationPlan, GeneratorPlan, Plan, PrivacyPlan, TrainingPlan
 from synth_common.privacy.ledger import Budget, Decision, Ledger
-from synth_common.randomness import SimulationNoise, numpy_stream
+from synth_common.randomness import SimulationNoise, derive_seed, numpy_stream
 
 OPERATOR = Decision("operator", "test")
 
@@ -29,6 +31,15 @@ class SteadyNoise(SimulationNoise):
     def uniform(self, n: int) -> np.ndarray:
         self._calls += 1
         return numpy_stream(self._root, "call", self._calls).random(n)
+
+
+def other_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the installed NumPy drew other numbers from the seeds of the random features."""
+    other = np.random.MT19937
+    monkeypatch.setattr(
+        features, "numpy_stream", lambda *path: np.random.Generator(other(derive_seed(*path)))
+    )
+    features.require_known_constants.cache_clear()
 
 
 def blobs(n: int, seed: int = 0, size: int = 28, per_patient: int = 2) -> ImageSet:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_sites import OPERATOR, approve, enrolled_sites, release_plan, small_site
+from small_sites import OPERATOR, approve, enrolled_sites, other_numpy, release_plan, small_site
 from test_privacy_accounting import reference_epsilon
 
 from synth_client import charge
@@ -24,6 +24,7 @@ from synth_client.site import privacy_facts, save_site
 from synth_common.errors import (
     AttemptSpentError,
     BudgetError,
+    ConfigError,
     LedgerError,
     PlanError,
     PrivacyError,
@@ -169,6 +170,17 @@ def test_a_crash_between_reserve_and_commit_stays_charged(tmp_path, monkeypatch)
     with Ledger.read(site.ledger_path) as ledger:
         assert len(ledger.history()) == 2
         assert reply.values["epsilon"] == epsilon(ledger.history(), 1e-5, "rdp")
+
+
+def test_a_site_whose_numpy_draws_other_features_refuses_before_the_charge(tmp_path, monkeypatch):
+    plan, (site, *_) = release_plan(), enrolled_sites(tmp_path)
+    approve(site, plan)
+    other_numpy(monkeypatch)
+    with pytest.raises(ConfigError, match="NumPy"):
+        ready(site, plan, "run")
+    with pytest.raises(ConfigError, match="NumPy"):
+        release_embedding(site, _request(plan))
+    assert _attempts(site) == []
 
 
 def test_rounds_after_a_release_stay_within_the_whole_target(tmp_path):

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_sites import OPERATOR, approve, enrolled_sites, release_plan
+from small_sites import OPERATOR, approve, enrolled_sites, other_numpy, release_plan
 
 from synth_client import release as site_release
 from synth_client.app import SiteApp, make_client_app
 from synth_client.evaluate import SiteEvaluation
 from synth_client.site import save_site
 from synth_common import messages
-from synth_common.errors import AttemptSpentError, CheckpointError, FederationError
+from synth_common.errors import AttemptSpentError, CheckpointError, ConfigError, FederationError
 from synth_common.evaluation.config import EvaluationConfig
 from synth_common.flower import ArrayRecord, ConfigRecord, Grid, Message, PassingGrid, RecordDict
 from synth_common.generators.embedding import build_embedding
@@ -119,6 +119,14 @@ def test_the_coordinator_gets_the_sum_with_the_stated_noise(tmp_path, trust):
     assert [kind for kind, _ in federation.grid.asked] == ["query.release"] * 4 + [
         "train.release"
     ] * 4
+
+
+def test_a_coordinator_whose_numpy_draws_other_features_asks_nobody(tmp_path, monkeypatch):
+    federation = Federation(tmp_path, release_plan())
+    other_numpy(monkeypatch)
+    with pytest.raises(ConfigError, match="NumPy"):
+        federation.coordinator()
+    assert federation.grid.asked == []
 
 
 def test_local_noise_is_larger_by_the_root_of_the_sites(tmp_path):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_sites import other_numpy
 from torch.nn import functional
 
-from synth_common.generators.embedding import Embedding
+from synth_common.errors import ConfigError
+from synth_common.generators import features as module
+from synth_common.generators.embedding import Embedding, build_embedding
 from synth_common.generators.features import RandomFeatures, _for_four
+from synth_common.plan import GeneratorPlan
 
 _SHAPES = [(1, 28, 28), (3, 32, 32), (2, 64, 64), (1, 36, 36)]
 _FIRST_FILTER_ROW = [0.0131782, 0.1861225, -0.3452461, -0.1458264, -0.0940111]
@@ -71,6 +75,33 @@ def test_every_machine_draws_the_same_constants():
     first = features._filters[1][0, 0, 0]
     np.testing.assert_allclose(first.numpy(), _FIRST_FILTER_ROW, atol=1e-6)
     np.testing.assert_allclose(features._directions[2][:3, 0].numpy(), _PIXELS, atol=1e-6)
+
+
+def test_a_numpy_that_draws_other_constants_is_refused(monkeypatch):
+    plan = GeneratorPlan(size=28, features=10)
+    module.require_known_constants.cache_clear()
+    build_embedding(plan)
+    other_numpy(monkeypatch)
+    for _ in range(2):  # a refusal is not forgotten
+        with pytest.raises(ConfigError, match=rf"NumPy {np.__version__} .* constraints\.txt"):
+            build_embedding(plan)
+    build_embedding(plan.model_copy(update={"features": 0}))
+
+
+def test_the_constants_are_checked_once_a_process(monkeypatch):
+    drawn, sample = [], module._sample_of_constants
+    monkeypatch.setattr(module, "_sample_of_constants", lambda: drawn.append(1) or sample())
+    module.require_known_constants.cache_clear()
+    for count in (10, 20):
+        build_embedding(GeneratorPlan(size=28, features=count))
+    assert len(drawn) == 1
+
+
+def test_rounding_hides_how_processors_compute_and_nothing_else():
+    """No constant is so near the border of two steps that single precision could cross it."""
+    steps = module._sample_of_constants() / module._ROUNDING
+    border = np.abs(steps - np.floor(steps) - 0.5) * module._ROUNDING
+    assert border.min() > 10 * np.finfo(np.float32).eps * np.abs(steps).max() * module._ROUNDING
 
 
 def test_features_see_texture_that_means_do_not():

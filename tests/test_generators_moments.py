@@ -335,7 +335,9 @@ def test_plans_that_no_release_can_serve_are_refused():
     with pytest.raises(ValidationError, match=r"canaries"):
         Plan(generator=carrying, training=rounds, release=whole)
     wide = _PLAN.model_copy(update={"frequencies": 17, "channels": 3, "with_mask": True})
-    with pytest.raises(ValidationError, match=r"frequencies = 17: 1156 features .* most are 1024"):
+    with pytest.raises(
+        ValidationError, match=r"frequencies = 17: 1156 coefficients .* most are 1024"
+    ):
         Plan(generator=wide, training=rounds, release=whole)
     for most in (27, 28, 32):
         bare = _PLAN.model_copy(update={"frequencies": most})

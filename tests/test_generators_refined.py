@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from synth_common.generators import build_generator, moments
@@ -71,6 +72,42 @@ def test_nobody_seen_leaves_the_refiner_as_it_was():
     refined = generator.sample(labels, [1, 2])
     generator.refiner = None
     assert torch.equal(refined, generator.sample(labels, [1, 2]))
+
+
+def test_a_release_in_which_nobody_is_seen_forgets_what_an_earlier_one_taught():
+    generator, labels = _learned(_released()), torch.tensor([0, 1])
+    generator.learn_release(_released(counts=(1, 1, 1)), 0, lambda _: None)
+    refined = generator.sample(labels, [1, 2])
+    generator.refiner = None
+    assert torch.equal(refined, generator.sample(labels, [1, 2]))
+
+
+def test_neither_making_nor_teaching_a_generator_touches_the_generator_of_torch():
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        generator = moments.MomentGenerator(_PLAN)
+        states.append(generator.shared_state())
+        generator.learn_release(_released(), 0, lambda _: None)
+        states.append(generator.shared_state())
+        assert torch.equal(torch.get_rng_state(), before)
+    for one, other in zip(states[:2], states[2:], strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_floor_is_what_noise_alone_leaves():
+    """Over many draws of the noise, the true features are so far from the released ones."""
+    exact, seen = _released(), torch.tensor([True, True, False])
+    sums = exact.embedding.sums(exact.vector)
+    rng, away = torch.Generator().manual_seed(1), []
+    for _ in range(200):
+        noise = _SIGMA * torch.randn(exact.vector.shape, generator=rng, dtype=torch.float64)
+        noisy = exact.embedding.sums(exact.vector + noise)
+        gaps = (noisy.features - sums.features)[:2] / sums.counts[:2, None]
+        away.append(gaps.square().sum().item())
+    floor = moments.feature_lesson(exact, seen, 1).floor
+    assert floor == pytest.approx(sum(away) / len(away), rel=0.05)
 
 
 def test_a_class_that_was_not_seen_is_refined_like_the_largest():

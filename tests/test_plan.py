@@ -99,3 +99,31 @@ def test_plans_with_and_without_a_release_can_be_compared():
     assert Plan.from_json(with_one.to_json()) == with_one
     assert with_one.digest() != without.digest()
     assert ReleasePlan().embedding is None
+
+
+@pytest.mark.parametrize(
+    ("family", "training", "release"),
+    [
+        ("embedding", {"rounds": 0}, {"embedding": {}}),
+        ("vae", {"rounds": 3}, {"embedding": {"share": 0.5}}),
+    ],
+)
+def test_no_release_spends_its_length_on_features_that_nothing_learns_from(
+    family, training, release
+):
+    def asked(**generator: object) -> Plan:
+        return plan(generator={"family": family, **generator}, training=training, release=release)
+
+    with pytest.raises(ConfigError, match=r"generator\.features = 3000: .*set features = 0"):
+        asked(refine_steps=0)
+    with pytest.raises(ConfigError, match=r"generator\.refine_by_class = true: .*features = 0"):
+        asked(refine_by_class=True, features=0)
+    with pytest.raises(ConfigError, match=r"generator\.refine_by_class = true"):
+        asked(refine_by_class=True, features=0, refine_steps=0)
+    assert asked(features=0, refine_steps=0).generator.features == 0
+    assert asked(refine_by_class=True, features=2, refine_steps=1).generator.refine_by_class
+
+
+def test_what_a_release_would_use_is_free_to_say_without_one():
+    assert plan(generator={"refine_steps": 0}).generator.features == 3000
+    assert plan(generator={"refine_by_class": True, "features": 0}).generator.refine_by_class

@@ -87,7 +87,8 @@ def ready(site: Site, plan: Plan, run_id: str, anchor: str | None = None) -> Out
         anchor: As in :class:`ReleaseRequest`.
 
     Raises:
-        PlanError, PrivacyError, BudgetError, LimitError, LedgerError: Why it could not.
+        ConfigError, PlanError, PrivacyError, BudgetError, LimitError, LedgerError: Why it could
+            not.
     """
     with Ledger.read(site.ledger_path) as ledger:
         request = ReleaseRequest(run_id, 0, (site.name,), plan, anchor)
@@ -103,6 +104,7 @@ def release_embedding(site: Site, request: ReleaseRequest) -> Outgoing:
     """One attempt at the release; returns what may leave.
 
     Raises:
+        ConfigError: The installed NumPy draws other random features than the other sites'.
         PlanError: The operator approved no such plan, it has no release, or the run was begun
             under another one.
         AttemptSpentError: The attempt was begun before, and its reply is lost or answered

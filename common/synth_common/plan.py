@@ -58,10 +58,11 @@ class GeneratorPlan(StrictModel):
     together, the mean at twice as many, how strong finer detail is, and ``features`` random
     features (0: none), which have ``feature_share`` of the squared length of an image's vector: a
     larger share leaves more noise in the moments. The features teach a network that refines what
-    is drawn from the moments, in ``refine_steps`` steps; it is told the class only if
-    ``refine_by_class``, because of what classifiers then learn. ``pixel_centre`` and
-    ``pixel_radius`` are public constants of the kind of image: pixels are taken relative to the
-    centre, and a picture whose root mean square is then above the radius counts with less contrast.
+    is drawn from the moments, in ``refine_steps`` steps (with a release 0 only without features);
+    it is told the class only if ``refine_by_class``, because of what classifiers then learn.
+    ``pixel_centre`` and ``pixel_radius`` are public constants of the kind of image: pixels are
+    taken relative to the centre, and a picture whose root mean square is then above the radius
+    counts with less contrast.
     """
 
     family: Family = "vae"
@@ -233,7 +234,8 @@ class EmbeddingPlan(StrictModel):
     grid of integers that the sum is computed on (``privacy.secure_sum.Lattice``).
 
     ``warm_steps`` is how many steps a VAE or GAN takes at the coordinator on
-    images drawn from the release, before its first round.
+    images drawn from the release, before its first round. They are drawn as family ``embedding``
+    draws them, so ``generator.refine_steps`` of the refiner come before these.
     """
 
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -264,10 +266,10 @@ class FederationPlan(StrictModel):
     round_timeout_s: Positive = 3600.0
 
 
-_MOST_FEATURES = 1024
+_MOST_COEFFICIENTS = 1024
 
 
-def _features(generator: GeneratorPlan) -> int:
+def _coefficients(generator: GeneratorPlan) -> int:
     """Coefficients of an image that a release describes."""
     channels = generator.channels + int(generator.with_mask)
     return int(channels * generator.frequencies**2)
@@ -356,10 +358,28 @@ class Plan(StrictModel):
                 f"generator.frequencies = {chosen}: a release describes finer detail than these "
                 f"by its strength, and generator.size = {size} leaves none; set fewer than {size}"
             )
-        if _features(self.generator) > _MOST_FEATURES:
+        if _coefficients(self.generator) > _MOST_COEFFICIENTS:
             raise ValueError(
-                f"generator.frequencies = {chosen}: {_features(self.generator)} features of an "
-                f"image, most are {_MOST_FEATURES}; set fewer"
+                f"generator.frequencies = {chosen}: {_coefficients(self.generator)} coefficients "
+                f"of an image, most are {_MOST_COEFFICIENTS}; set fewer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_are_used(self) -> Plan:
+        chosen = self.generator
+        if self.release.embedding is None:
+            return self
+        if chosen.features and not chosen.refine_steps:
+            raise ValueError(
+                f"generator.features = {chosen.features}: with generator.refine_steps = 0 nothing "
+                f"learns from the features, which take {chosen.feature_share:g} of a vector's "
+                "squared length from the moments; set features = 0, or refine_steps"
+            )
+        if chosen.refine_by_class and not chosen.features:
+            raise ValueError(
+                "generator.refine_by_class = true: with generator.features = 0 there is no network "
+                "to tell the class; set refine_by_class = false, or features"
             )
         return self
 

@@ -27,7 +27,8 @@ def learn_release(
     """Let ``generator`` learn from a release: the start of a curriculum, or all there is.
 
     A family that can reads the release itself. Any other is trained, without noise, on images
-    that the embedding family draws from it: they are post-processing of the release.
+    that the embedding family draws from it: they are post-processing of the release. That
+    teacher refines what it draws, too, and first takes ``generator.refine_steps`` to learn how.
 
     Args:
         generator: Learns in place.

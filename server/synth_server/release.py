@@ -61,6 +61,10 @@ class Releasing:
     Attributes:
         failures: Every site that failed a roll-call or an attempt, in order.
         embedding: What the vectors are made of.
+
+    Raises:
+        FederationError: The plan has no release.
+        ConfigError: The installed NumPy draws other random features than the sites'.
     """
 
     def __init__(self, grid: Grid, strategy: UniformAverage, book: AttemptBook) -> None:

@@ -6,7 +6,7 @@ Adamczewski & Park 2021), measured alternately. The seconds in which the coordin
 moments, and the milliseconds of one step of the refiner. Then the open training of a VAE on images
 drawn from the release: time per step in tenths of the run, which denormal numbers would let grow,
 and the share of it spent in products of matrices and convolutions.
-Drawn numbers, no data. Prints tables; asserts nothing.
+Drawn numbers, no data. Prints; asserts nothing.
 
     python simulations/benchmarks/release.py [--threads 1] [--images 2048] [--steps 400]
 """
@@ -38,7 +38,7 @@ _CLASSES = tuple("0123456789")
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the table of releases, then the lines of the open training."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--images", type=int, default=2048)

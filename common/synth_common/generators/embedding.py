@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from synth_common.generators.features import RandomFeatures
+from synth_common.generators.features import RandomFeatures, require_known_constants
 from synth_common.plan import GeneratorPlan
 
 CONSTANT = 0.5
@@ -273,7 +273,13 @@ def rings(size: int) -> Tensor:
 
 
 def build_embedding(plan: GeneratorPlan) -> Embedding:
-    """The embedding that a plan names; the same at every site and at the server."""
+    """The embedding that a plan names; the same at every site and at the server.
+
+    Raises:
+        ConfigError: The installed NumPy draws other random features than theirs.
+    """
+    if plan.features:
+        require_known_constants()
     channels = plan.channels + int(plan.with_mask)
     return Embedding(
         classes=len(plan.classes),

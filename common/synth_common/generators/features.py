@@ -6,14 +6,17 @@ strokes are strokes and edges are sharp. Every constant is public and the same e
 
 from __future__ import annotations
 
+import hashlib
 import math
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from synth_common.errors import ConfigError
 from synth_common.randomness import numpy_stream
 
 _FILTERS = 8
@@ -30,6 +33,11 @@ _AT_ONCE = 2**16
 """Values of images that are mapped at once."""
 _FAINT = 0.02
 """Root mean square response below which a picture counts as without texture."""
+_KNOWN_CONSTANTS = "f12b35ad1a7dc7c981a1aa65fb9d77b6391d76a86834771086a71b9663cf3c81"
+"""SHA-256 of the rounded constants of one small configuration."""
+_ROUNDING = 0.01
+"""Far above what processors compute differently; no constant of that configuration lies near the
+border between two steps."""
 
 
 class RandomFeatures:
@@ -117,6 +125,32 @@ class RandomFeatures:
             directions = torch.from_numpy(rng.standard_normal((length, own))) / scales.sqrt()
             drawn.append(directions.to(torch.float32))
         return drawn
+
+
+@cache
+def require_known_constants() -> None:
+    """Check, once a process, that the installed NumPy draws the constants that all others have.
+
+    Sites and coordinator never exchange them, and NumPy may change what a seed gives from one
+    release to the next (NEP 19): sums of different features would add up to nonsense unnoticed.
+
+    Raises:
+        ConfigError: It draws others.
+    """
+    steps = np.round(_sample_of_constants() / _ROUNDING).astype("<i8")
+    if hashlib.sha256(steps.tobytes()).hexdigest() != _KNOWN_CONSTANTS:
+        raise ConfigError(
+            f"generator.features: NumPy {np.__version__} draws other constants of random features "
+            "than this version of Synthward was made with, and what sites release would not add "
+            "up; install the NumPy that constraints.txt names"
+        )
+
+
+def _sample_of_constants() -> np.ndarray:
+    """Every constant of a small configuration, float64 (n,)."""
+    small = RandomFeatures((1, 4, 4), 12, radius=0.5)
+    constants = [*small._filters, *small._directions]
+    return torch.cat([part.flatten() for part in constants]).to(torch.float64).numpy()
 
 
 def _for_four(bank: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ a network that released random features have taught what such pictures look like
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -43,12 +44,15 @@ class MomentGenerator(Generator):
         self.register_buffer("factor", torch.zeros(classes, low, low))
         self.register_buffer("detail", torch.zeros(channels, size, size))
         refined = plan.features > 0 and plan.refine_steps > 0
-        self.refiner = self._new_refiner() if refined else None
+        self.refiner = self._new_refiner(0) if refined else None
 
-    def _new_refiner(self) -> Refiner:
-        """One that changes nothing yet."""
+    def _new_refiner(self, seed: int) -> Refiner:
+        """One that changes nothing yet; torch's own generator has no part in it."""
         told = len(self.plan.classes) if self.plan.refine_by_class else 0
-        return Refiner(self.out_channels, self.plan.size, told)
+        with torch.random.fork_rng(devices=[]):
+            # The processor's alone: manual_seed would also seed every GPU, for good.
+            torch.default_generator.manual_seed(derive_seed(seed, "refiner"))
+            return Refiner(self.out_channels, self.plan.size, told)
 
     @property
     def private_module(self) -> nn.Module:
@@ -63,24 +67,19 @@ class MomentGenerator(Generator):
 
     def learn_release(self, released: Released, seed: int, tell: Callable[[str], None]) -> None:
         """See :class:`Generator`; the Gaussians take seconds, the refiner ``plan.refine_steps``."""
-        embedding = released.embedding
-        told = class_gaussians(released, tell)
+        embedding, told = released.embedding, class_gaussians(released, tell)
         found = told.gaussians
         self.get_buffer("mean").copy_(found.mean * embedding.unit)
         self.get_buffer("factor").copy_(found.factor * embedding.unit)
         self.get_buffer("detail").copy_(found.detail * embedding.unit)
-        if self.refiner is None or not bool(told.seen.any()):
+        if self.refiner is None:
             return
-        sums = embedding.sums(released.vector)
-        means = sums.features / sums.counts.clamp(min=1.0)[:, None]
-        lesson = Lesson(
-            means.to(torch.float32), told.seen, embedding.random_features, self.plan.refine_steps
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "refiner"))
-            self.refiner = self._new_refiner().to(self.get_buffer("mean").device)
-        teach(self.refiner, lesson, self._draw_from, seed, tell)
-        self.refiner.lend(told.like)
+        # Before anything else: what an earlier release taught would refine this one's draws.
+        self.refiner = self._new_refiner(seed).to(self.get_buffer("mean").device)
+        if bool(told.seen.any()):
+            lesson = feature_lesson(released, told.seen, self.plan.refine_steps)
+            teach(self.refiner, lesson, self._draw_from, seed, tell)
+            self.refiner.lend(told.like)
 
     @torch.no_grad()
     def sample(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -169,3 +168,24 @@ def class_gaussians(released: Released, tell: Callable[[str], None]) -> Told:
         tell(f"classes {few} have too few patients for this noise; they are drawn like the others")
     place = torch.cumsum(seen, 0) - 1
     return Told(found.of(place[like]), seen, like)
+
+
+def feature_lesson(released: Released, seen: Tensor, steps: int) -> Lesson:
+    """What a release teaches a refiner.
+
+    Args:
+        released: The noisy sum, with random features.
+        seen: bool (K,), classes with enough patients for the noise.
+        steps: Of the lesson.
+    """
+    embedding, sums = released.embedding, released.embedding.sums(released.vector)
+    counts = sums.counts.clamp(min=1.0)
+    # Each of the D features of a class's mean has noise of this standard deviation over its count.
+    sigma = released.sigma / math.sqrt(embedding.feature_share)
+    return Lesson(
+        means=(sums.features / counts[:, None]).to(torch.float32),
+        taught=seen,
+        features=embedding.random_features,
+        steps=steps,
+        floor=embedding.features * sigma**2 * counts[seen].pow(-2).sum().item(),
+    )

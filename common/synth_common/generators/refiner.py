@@ -9,6 +9,7 @@ is the Gaussian picture. Post-processing of the release, which costs no privacy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +33,9 @@ _LEAK = 0.01
 _BATCH_PIXELS = 320 * 32 * 32
 """Pixels of all pictures of a step, roughly."""
 _FEWEST_PER_CLASS = 16
-_POOL = 8192
+_MOST_POOLED = 8192
+_POOL_VALUES = 2**26
+"""Values of all unrefined pictures that are kept to learn from, at most: 256 MiB."""
 _REPORTS = 5
 
 
@@ -105,12 +108,18 @@ class Lesson:
         taught: bool (K,), classes whose means are known.
         features: Maps pictures to features.
         steps: Steps of Adam.
+        floor: Squared distance that the noise in ``means`` leaves on average to pictures with the
+            true features, summed over the taught classes.
+        batch: Pictures of a step, at least 16 of each class; None: as many as have some
+            330,000 pixels.
     """
 
     means: Tensor
     taught: Tensor
     features: RandomFeatures
     steps: int
+    floor: float = 0.0
+    batch: int | None = None
 
 
 def teach(
@@ -133,10 +142,12 @@ def teach(
         tell: Progress, a line at a time.
     """
     known = lesson.taught.nonzero().flatten()
-    labels = known[torch.arange(_POOL) % len(known)]
+    values = math.prod(lesson.features.shape)
+    labels = known[torch.arange(_pooled(values, len(known))) % len(known)]
     pool = draw(labels, derive_seed(seed, "pool"))
     rng = torch_stream(seed, "batches")
-    each = max(_FEWEST_PER_CLASS, _BATCH_PIXELS // pool[0, 0].numel() // len(known))
+    batch = _BATCH_PIXELS // pool[0, 0].numel() if lesson.batch is None else lesson.batch
+    each = max(_FEWEST_PER_CLASS, batch // len(known))
     optimiser = torch.optim.Adam(refiner.parameters(), lr=_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, lesson.steps))
     rows = [(labels == label).nonzero().flatten() for label in known]
@@ -158,9 +169,15 @@ def teach(
             recent = losses[-max(1, lesson.steps // 20) :]
             tell(
                 f"refining, step {step + 1} of {lesson.steps}: squared distance to the released "
-                f"features {sum(recent) / len(recent):.4f}"
+                f"features {sum(recent) / len(recent):.4f}; their noise alone leaves about "
+                f"{lesson.floor:.4f}"
             )
     refiner.eval()
+
+
+def _pooled(values: int, classes: int) -> int:
+    """Pictures to learn from, of so many values each."""
+    return max(_FEWEST_PER_CLASS * classes, min(_MOST_POOLED, _POOL_VALUES // values))
 
 
 def _distance(found: Tensor, wanted: Tensor) -> Tensor:
