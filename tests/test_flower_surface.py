@@ -47,7 +47,7 @@ from google.protobuf.message import Message as Proto
 from link_peers import World, make_world, new_key, public_pem, questions
 
 from synth_common import messages
-from synth_common.flower import Message, RecordDict, arrays_of, state_of
+from synth_common.flower import ConfigRecord, Message, RecordDict, arrays_of, state_of
 from synth_common.flower.fleet import ROUTES
 from synth_common.flower.gate import HEALTH
 from synth_common.flower.link import LinkGrid, open_link
@@ -351,6 +351,35 @@ def test_an_array_that_unfolds_to_more_than_was_sent_is_refused(tmp_path: Path) 
         assert all(PushObjectResponse.FromString(r.content).stored for r in responses)
         (answer,) = port.grid.pull_messages(ids)
         assert messages.error_code(answer) == "DataError"
+
+
+def test_a_record_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    for port in _open(tmp_path, {"max_reply_bytes": 2**24}):
+        ids = port.ask()
+        message, _ = port.east.pull()
+        numbers = ConfigRecord({"numbers": [1] * 2_000_000})  # a byte each on the way
+        reply = Message(RecordDict({"values": numbers}), reply_to=message)
+        port.east.upload(reply, port.east.announce(reply), port.grid.run.run_id)
+        (answer,) = port.grid.pull_messages(ids)
+        assert messages.error_code(answer) == "DataError"
+
+
+def test_a_key_has_one_node_however_it_is_spelt(port: Port) -> None:
+    headers, spelt = port.east.headers(), public_pem(port.east.key)
+    for other in (spelt + b"\n", b"\n" + spelt, spelt.strip()):
+        own = headers | {"flwr-public-key": b64encode(other).decode()}
+        request = PullMessagesRequest(node=port.east.proto).SerializeToString()
+        url = f"https://127.0.0.1:{port.grid.port}/v1/fleet/pull-messages"
+        assert port.east.http.post(url, content=request, headers=own).status_code == 200
+
+
+def test_a_key_of_an_unknown_kind_is_no_server_error(port: Port) -> None:
+    # SubjectPublicKeyInfo of an algorithm that nobody knows: 1.2.3.4.5
+    der = bytes.fromhex("3010300606042a0304050306003003020101")
+    strange = b"-----BEGIN PUBLIC KEY-----\n" + b64encode(der) + b"\n-----END PUBLIC KEY-----\n"
+    own = port.east.headers() | {"flwr-public-key": b64encode(strange).decode()}
+    url = f"https://127.0.0.1:{port.grid.port}{HEALTH}"
+    assert port.east.http.get(url, headers=own).status_code == 401
 
 
 def test_an_answer_above_the_limit_is_refused_and_the_round_need_not_wait(tmp_path: Path) -> None:
