@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -47,7 +49,7 @@ from google.protobuf.message import Message as Proto
 from link_peers import World, make_world, new_key, public_pem, questions
 
 from synth_common import messages
-from synth_common.flower import ConfigRecord, Message, RecordDict, arrays_of, state_of
+from synth_common.flower import ConfigRecord, Message, RecordDict, arrays_of, serving, state_of
 from synth_common.flower.fleet import ROUTES
 from synth_common.flower.gate import HEALTH
 from synth_common.flower.link import LinkGrid, open_link
@@ -168,6 +170,12 @@ def _open(tmp_path: Path, limits: dict) -> Iterator[Port]:
         finally:
             for peer in peers:
                 peer.http.close()
+
+
+def _context(port: Port) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=port.world.authority.pem.decode())
+    return context
 
 
 def _reply(message: Message, size: int = 3) -> Message:
@@ -362,6 +370,39 @@ def test_a_record_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
         port.east.upload(reply, port.east.announce(reply), port.grid.run.run_id)
         (answer,) = port.grid.pull_messages(ids)
         assert messages.error_code(answer) == "DataError"
+
+
+def test_a_stranger_keeps_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_HEAD_SECONDS", 0.5, raising=False)
+    for port in _open(tmp_path, {}):
+        context = _context(port)
+        asked = b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n"
+        for sent in (b"", b"GET /health HTTP/1.1\r\nHost:", asked):
+            began = time.monotonic()
+            line = socket.create_connection(("127.0.0.1", port.grid.port), timeout=10.0)
+            with context.wrap_socket(line, server_hostname="127.0.0.1") as secured:
+                secured.sendall(sent)
+                with suppress(OSError):  # an abort says no farewell
+                    while secured.recv(4096):
+                        pass
+            assert time.monotonic() - began < 8.0
+
+
+def test_a_site_keeps_its_connection_between_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_HEAD_SECONDS", 0.5, raising=False)
+    for port in _open(tmp_path, {}):
+        headers = port.east.headers()
+        line = HTTPSConnection("127.0.0.1", port.grid.port, context=_context(port), timeout=10.0)
+        line.connect()
+        kept = line.sock
+        for _ in range(3):
+            line.request("GET", HEALTH, headers=headers)
+            assert line.getresponse().read() == b""
+            time.sleep(0.8)
+        assert line.sock is kept
+        line.close()
 
 
 def test_a_key_has_one_node_however_it_is_spelt(port: Port) -> None:

@@ -130,7 +130,8 @@ class Gate:
             # A site that only wants to know where it stands signs this request too.
             if FLEET_HTTP_PUBLIC_KEY_HEADER in headers:
                 self._judge(headers)
-            return _Response(200)
+                return _Response(200)
+            return _Response(200, close=True)  # a stranger keeps no connection
         if path not in ROUTES or method != "POST":
             raise _Turned(404, "not found")
         name, key = self._judge(headers)
