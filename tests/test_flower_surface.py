@@ -49,6 +49,7 @@ from google.protobuf.message import Message as Proto
 from link_peers import World, make_world, new_key, public_pem, questions
 
 from synth_common import messages
+from synth_common.errors import FederationError
 from synth_common.flower import ConfigRecord, Message, RecordDict, arrays_of, serving, state_of
 from synth_common.flower.fleet import ROUTES
 from synth_common.flower.gate import HEALTH
@@ -314,6 +315,15 @@ def test_an_answer_is_taken_once(port: Port) -> None:
     assert port.east.announce(reply).status_code == 409  # read
     assert port.east.announce(_reply(message)).status_code == 409  # another one
     assert list(port.grid.pull_messages(ids)) == []
+
+
+def test_messages_are_withdrawn_when_another_cannot_be_sent(port: Port) -> None:
+    good, bad = questions(port.grid, {"w": torch.ones(3)})
+    bad.metadata.dst_node_id = 7
+    with pytest.raises(FederationError, match="no enrolled site"):
+        list(port.grid.send_and_receive([good, bad], timeout=5.0))
+    assert port.east.pull() is None
+    assert port.north.pull() is None
 
 
 def test_a_half_sent_answer_can_be_replaced_by_a_whole_one(port: Port) -> None:

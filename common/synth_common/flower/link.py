@@ -213,9 +213,12 @@ class LinkGrid(Grid):
         is withdrawn: a later answer is refused.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        waiting = set(self.push_messages(messages))
-        del messages  # the generator behind it holds the tensors
+        waiting: set[str] = set()
         try:
+            for message in messages:
+                waiting.add(self._push(message))
+                del message
+            del messages  # the generator behind it holds the tensors
             while waiting:
                 left = None if until is None else max(0.0, until - time.monotonic())
                 letter = self.desk.take(waiting, left)
