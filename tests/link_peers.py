@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from synth_common.enrolment import Verdict
 from synth_common.flower import (
     ClientApp,
     ConfigRecord,
@@ -31,7 +32,7 @@ from synth_common.flower import (
     arrays_of,
     state_of,
 )
-from synth_common.flower.link import LinkGrid, Listener, Verdict, open_link
+from synth_common.flower.link import LinkGrid, Listener, open_link
 from synth_common.flower.node import Coordinator, Pace, serve_node
 
 QUICK = Pace(poll_seconds=0.05, lease_seconds=20.0, timeout_seconds=5.0)

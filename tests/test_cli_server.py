@@ -249,12 +249,12 @@ def test_settings_are_strict_and_readable(tmp_path, run, coordinator):
         "localhost:8443",
         "0.0.0.0:8443",
     )
-    assert settings.limits.max_request_bytes == 67_108_864
+    assert settings.limits.max_request_bytes == 8_388_608
     file = folder / "server.toml"
     whole = file.read_text()
     for change, words in (
         (("[limits]", "[limit]"), "limit: unknown key"),
-        (("67_108_864", "10"), "limits.max_request_bytes = 10"),
+        (("8_388_608", "10"), "limits.max_request_bytes = 10"),
         (('"localhost:8443"', '"localhost"'), "expected HOST:PORT"),
         (("name =", "nom ="), "nom: unknown key"),
         (("[limits]", "[limits"), "is not TOML"),

@@ -142,6 +142,18 @@ def test_evaluation_stays_at_the_site(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not reply.content.array_records
 
 
+@pytest.mark.parametrize("run_id", ["../../elsewhere", "/etc", "..", ""])
+def test_an_evaluation_looks_into_no_other_folder(tmp_path: Path, run_id: str) -> None:
+    plan = _plan()
+    site = small_site(tmp_path)
+    grid = _grid(plan, _directories(tmp_path, site))
+    state = build_generator(plan.generator, seed=3).shared_state()
+    header = Header(run_id, 1, plan.digest())
+    asked = Message(messages.request(header, arrays_of(state), plan), 1, "evaluate")
+    (reply,) = grid.send_and_receive([asked])
+    assert messages.error_code(reply) == "PrivacyError"
+
+
 def test_a_failure_leaves_as_a_code_and_its_story_stays(tmp_path: Path) -> None:
     plan = _plan()
     site = small_site(tmp_path)

@@ -168,6 +168,73 @@ def test_replies_of_another_run_round_or_plan_are_refused(header: Header) -> Non
         strategy.aggregate_train(1, replies)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epsilon": "none of your business"},
+        {"epsilon": float("nan")},
+        {"epsilon": -1.0},
+        {"noise_multiplier": "1"},
+        {"steps": 2.5},
+        {"ledger_head": "\x1b[2J"},
+        {"ledger_head": "0" * 100_000},
+        {"ledger_head": 7},
+    ],
+)
+def test_a_reply_that_states_no_numbers_is_left_out(values: dict[str, float | int | str]) -> None:
+    strategy = _strategy(2, min_sites=1)
+    asked = _ask(strategy)
+    strategy.aggregate_train(
+        1, [_answer(asked[0], _state(1), values=values), _answer(asked[1], _state(2))]
+    )
+    assert list(strategy.outcome.replies) == ["site-1"]
+    assert strategy.memory.heads == {}
+    (failure,) = strategy.outcome.failures
+    assert failure.reason == f"the public value {next(iter(values))!r} is not of its kind"
+
+
+def test_values_that_nobody_asked_for_are_not_kept() -> None:
+    strategy = _strategy(1, min_sites=1)
+    (asked,) = _ask(strategy)
+    told = {"epsilon": 1.0, "steps": 3, "site": "site-0", "ledger_head": "ab", "note": "x" * 10_000}
+    strategy.aggregate_train(1, [_answer(asked, _state(1), values=told)])
+    assert strategy.outcome.replies == {"site-0": {k: v for k, v in told.items() if k != "note"}}
+
+
+def test_the_reason_of_a_failure_is_short_whatever_a_peer_sent() -> None:
+    strategy = _strategy(2, min_sites=1)
+    asked = _ask(strategy)
+    liar = _answer(asked[0], _state(1), Header("r" * 100_000, 1, DIGEST))
+    strategy.aggregate_train(1, [liar, _answer(asked[1], _state(2))])
+    (failure,) = strategy.outcome.failures
+    assert len(failure.reason) < 600
+
+
+def _described(header: str) -> bytes:
+    """An array file whose header says anything."""
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**70},), }}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4,), ",
+        "(" * 500,
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-4,), }",
+    ],
+)
+def test_an_array_file_that_cannot_be_read_is_refused(header: str) -> None:
+    strategy = _strategy(2, min_sites=1)
+    asked = _ask(strategy)
+    liar = _answer(asked[0], _state(1))
+    liar.content.array_records["arrays"]["a"].data = _described(header)
+    strategy.aggregate_train(1, [liar, _answer(asked[1], _state(2))])
+    assert [f.site for f in strategy.outcome.failures] == ["site-0"]
+    assert strategy.outcome.failures[0].reason == "array 'a' cannot be decoded"
+
+
 def test_a_description_that_lies_about_its_bytes_is_refused() -> None:
     strategy = _strategy(2, min_sites=1)
     asked = _ask(strategy)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -47,7 +49,8 @@ from google.protobuf.message import Message as Proto
 from link_peers import World, make_world, new_key, public_pem, questions
 
 from synth_common import messages
-from synth_common.flower import Message, RecordDict, arrays_of, state_of
+from synth_common.errors import FederationError
+from synth_common.flower import ConfigRecord, Message, RecordDict, arrays_of, serving, state_of
 from synth_common.flower.fleet import ROUTES
 from synth_common.flower.gate import HEALTH
 from synth_common.flower.link import LinkGrid, open_link
@@ -168,6 +171,12 @@ def _open(tmp_path: Path, limits: dict) -> Iterator[Port]:
         finally:
             for peer in peers:
                 peer.http.close()
+
+
+def _context(port: Port) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=port.world.authority.pem.decode())
+    return context
 
 
 def _reply(message: Message, size: int = 3) -> Message:
@@ -308,6 +317,15 @@ def test_an_answer_is_taken_once(port: Port) -> None:
     assert list(port.grid.pull_messages(ids)) == []
 
 
+def test_messages_are_withdrawn_when_another_cannot_be_sent(port: Port) -> None:
+    good, bad = questions(port.grid, {"w": torch.ones(3)})
+    bad.metadata.dst_node_id = 7
+    with pytest.raises(FederationError, match="no enrolled site"):
+        list(port.grid.send_and_receive([good, bad], timeout=5.0))
+    assert port.east.pull() is None
+    assert port.north.pull() is None
+
+
 def test_a_half_sent_answer_can_be_replaced_by_a_whole_one(port: Port) -> None:
     ids = port.ask()
     run_id = port.grid.run.run_id
@@ -351,6 +369,68 @@ def test_an_array_that_unfolds_to_more_than_was_sent_is_refused(tmp_path: Path) 
         assert all(PushObjectResponse.FromString(r.content).stored for r in responses)
         (answer,) = port.grid.pull_messages(ids)
         assert messages.error_code(answer) == "DataError"
+
+
+def test_a_record_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    for port in _open(tmp_path, {"max_reply_bytes": 2**24}):
+        ids = port.ask()
+        message, _ = port.east.pull()
+        numbers = ConfigRecord({"numbers": [1] * 2_000_000})  # a byte each on the way
+        reply = Message(RecordDict({"values": numbers}), reply_to=message)
+        port.east.upload(reply, port.east.announce(reply), port.grid.run.run_id)
+        (answer,) = port.grid.pull_messages(ids)
+        assert messages.error_code(answer) == "DataError"
+
+
+def test_a_stranger_keeps_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_HEAD_SECONDS", 0.5, raising=False)
+    for port in _open(tmp_path, {}):
+        context = _context(port)
+        asked = b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n"
+        for sent in (b"", b"GET /health HTTP/1.1\r\nHost:", asked):
+            began = time.monotonic()
+            line = socket.create_connection(("127.0.0.1", port.grid.port), timeout=10.0)
+            with context.wrap_socket(line, server_hostname="127.0.0.1") as secured:
+                secured.sendall(sent)
+                with suppress(OSError):  # an abort says no farewell
+                    while secured.recv(4096):
+                        pass
+            assert time.monotonic() - began < 8.0
+
+
+def test_a_site_keeps_its_connection_between_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_HEAD_SECONDS", 0.5, raising=False)
+    for port in _open(tmp_path, {}):
+        headers = port.east.headers()
+        line = HTTPSConnection("127.0.0.1", port.grid.port, context=_context(port), timeout=10.0)
+        line.connect()
+        kept = line.sock
+        for _ in range(3):
+            line.request("GET", HEALTH, headers=headers)
+            assert line.getresponse().read() == b""
+            time.sleep(0.8)
+        assert line.sock is kept
+        line.close()
+
+
+def test_a_key_has_one_node_however_it_is_spelt(port: Port) -> None:
+    headers, spelt = port.east.headers(), public_pem(port.east.key)
+    for other in (spelt + b"\n", b"\n" + spelt, spelt.strip()):
+        own = headers | {"flwr-public-key": b64encode(other).decode()}
+        request = PullMessagesRequest(node=port.east.proto).SerializeToString()
+        url = f"https://127.0.0.1:{port.grid.port}/v1/fleet/pull-messages"
+        assert port.east.http.post(url, content=request, headers=own).status_code == 200
+
+
+def test_a_key_of_an_unknown_kind_is_no_server_error(port: Port) -> None:
+    # SubjectPublicKeyInfo of an algorithm that nobody knows: 1.2.3.4.5
+    der = bytes.fromhex("3010300606042a0304050306003003020101")
+    strange = b"-----BEGIN PUBLIC KEY-----\n" + b64encode(der) + b"\n-----END PUBLIC KEY-----\n"
+    own = port.east.headers() | {"flwr-public-key": b64encode(strange).decode()}
+    url = f"https://127.0.0.1:{port.grid.port}{HEALTH}"
+    assert port.east.http.get(url, headers=own).status_code == 401
 
 
 def test_an_answer_above_the_limit_is_refused_and_the_round_need_not_wait(tmp_path: Path) -> None:

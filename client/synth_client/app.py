@@ -125,10 +125,11 @@ class SiteApp:
     def _evaluate(self, message: Message, site: Site) -> RecordDict:
         from synth_client.approval import require_approved, require_keepable
         from synth_client.evaluate import evaluate_site
-        from synth_client.outbox import Outbox
+        from synth_client.outbox import Outbox, require_run_id
         from synth_common.privacy.ledger import Ledger
 
         header, plan = messages.header_of(message), messages.plan_in(message)
+        require_run_id(header.run_id)
         with Ledger.read(site.ledger_path) as ledger:
             require_approved(ledger, plan)
             require_keepable(site, plan, ledger.budget)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from synth_client.limits import Limits
+from synth_common.enrolment import SiteName
 from synth_common.errors import ConfigError
 from synth_common.evaluation.config import EvaluationConfig
 from synth_common.images.sources import SourceConfig
@@ -21,13 +22,12 @@ from synth_common.plan import Accountant, Device, StrictModel, Unit
 from synth_common.validation import validate
 
 FILE = "site.toml"
-SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
 class SiteSection(StrictModel):
     """Section ``[site]``: the name under which the site was enrolled."""
 
-    name: Annotated[str, Field(pattern=SITE_NAME)]
+    name: SiteName
 
 
 class DataSection(StrictModel):

@@ -8,7 +8,8 @@ a path or a value of a patient.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -202,6 +203,40 @@ def values_in(message: Message) -> dict[str, float | int | str]:
         for key, value in _record(message, VALUES).items()
         if isinstance(value, float | int | str) and not isinstance(value, bool)
     }
+
+
+def stated_in(message: Message) -> dict[str, float | int | str]:
+    """The public values of a site's reply, each of its kind; values of other names are left out.
+
+    Raises:
+        DataError: One is not of its kind; what the peer sent is not quoted.
+    """
+    found = {name: value for name, value in values_in(message).items() if name in _STATED}
+    for name, value in found.items():
+        if not _STATED[name](value):
+            raise DataError(f"the public value {name!r} is not of its kind")
+    return found
+
+
+def _is_amount(value: float | int | str) -> bool:
+    return isinstance(value, float | int) and value >= 0  # NaN is not
+
+
+def _is_count(value: float | int | str) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_name(value: float | int | str) -> bool:
+    return isinstance(value, str) and _NAME.fullmatch(value) is not None
+
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{0,64}")
+_STATED: Mapping[str, Callable[[float | int | str], bool]] = {
+    "site": _is_name,
+    "ledger_head": _is_name,
+    **dict.fromkeys(("epsilon", "noise_multiplier", "noise_share", "sample_rate"), _is_amount),
+    **dict.fromkeys(("steps", "attempt", "round", "done"), _is_count),
+}
 
 
 def error_reply(message: Message, failure: BaseException) -> Message:

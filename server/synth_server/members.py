@@ -160,10 +160,18 @@ class Members:
         return Verdict(found.name, None) if refusal is None else Verdict(None, refusal)
 
     def names(self) -> Mapping[str, bytes]:
-        """The sites that are let in now, and their node keys as PEM."""
+        """The sites that are let in now, and their node keys as PEM.
+
+        While the files cannot be read it is those that were known before: this says who can be
+        written to, and :meth:`verdict` who may fetch it.
+        """
+        try:
+            current = self._current()
+        except OSError:  # too many open files, say; it must not end a run
+            current = self._seen.keys
         return {
             member.name: member.keys.node.encode()
-            for member in self._current().values()
+            for member in current.values()
             if isinstance(member, Member) and member.state() == "enrolled"
         }
 

@@ -25,7 +25,7 @@ from synth_common.generators.embedding import build_embedding
 from synth_common.messages import Attempt, Header, Remembered
 from synth_common.privacy.secure_sum import Lattice, RunningSum
 from synth_server.release_store import AttemptBook, Release
-from synth_server.strategy import BAD_REPLY, NO_REPLY, OFFLINE, Failure, UniformAverage
+from synth_server.strategy import BAD_REPLY, NO_REPLY, OFFLINE, Failure, UniformAverage, cut
 
 _SPENT = "AttemptSpentError"
 
@@ -190,7 +190,7 @@ class Releasing:
 
     def _take(self, name: str, message: Message, attempt: Attempt, made: _Round) -> None:
         """Add a reply to the sum; refuse (DataError) what is not a part of this attempt."""
-        header, values = messages.header_of(message), messages.values_in(message)
+        header, values = messages.header_of(message), messages.stated_in(message)
         if header != self._header or values.get("attempt") != attempt.number:
             raise DataError(f"a reply of {header}, attempt {values.get('attempt')}")
         if values.get("site") != name:
@@ -257,7 +257,7 @@ class Releasing:
         )
 
     def _fail(self, site: str, code: str, reason: str) -> None:
-        self.failures.append(Failure(site, code, reason))
+        self.failures.append(Failure(site, code, cut(reason)))
 
 
 def _numbers(replies: dict[str, messages.Values], name: str) -> dict[str, float]:

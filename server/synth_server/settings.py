@@ -36,7 +36,7 @@ _NOT_PLAN = frozenset({"name", "title", "seed", "data", "partition", "evaluation
 class LimitSettings(StrictModel):
     """What the server bears. ``max_request_bytes`` is the largest body of one request."""
 
-    max_request_bytes: Annotated[int, Field(ge=6_000_000)] = 2**26  # Flower's chunks are of 5 MB
+    max_request_bytes: Annotated[int, Field(ge=2**21)] = 2**23  # tensors travel by the MiB
 
 
 class ServerSettings(StrictModel):

@@ -36,6 +36,7 @@ NO_REPLY, BAD_REPLY, OFFLINE = "NoReply", "BadReply", "Offline"
 OWN_CODES = (NO_REPLY, BAD_REPLY, OFFLINE)
 """Codes of failures that the coordinator finds out itself."""
 _SPENT = "BudgetError"
+_LONGEST = 500
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Failure:
     site: str
     code: str
     reason: str
+
+
+def cut(reason: str) -> str:
+    """A reason that is fit for a line and a report, however much of it a peer sent."""
+    return reason if len(reason) <= _LONGEST else reason[:_LONGEST] + "..."
 
 
 @dataclass
@@ -280,11 +286,11 @@ class UniformAverage(Strategy):
             self._fail(name, messages.error_code(message), "the site reported this error code")
             return None
         try:
+            values = messages.stated_in(message)
             state, statistics = self._checked(name, message), self._statistics(message)
         except DataError as err:
             self._fail(name, BAD_REPLY, str(err))
             return None
-        values = messages.values_in(message)
         self.outcome.replies[name], self.outcome.statistics[name] = values, statistics
         self.on_reply(name, None)
         if values.get("ledger_head"):
@@ -347,7 +353,8 @@ class UniformAverage(Strategy):
             )
 
     def _fail(self, site: str, code: str, reason: str) -> None:
-        self.outcome.failures.append(Failure(site, code, reason))
+        # A peer may have chosen names in it, as long as it likes.
+        self.outcome.failures.append(Failure(site, code, cut(reason)))
         self.on_reply(site, code)
 
     def _too_few(self, server_round: int, usable: int) -> str:

@@ -38,6 +38,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from synth_common import messages
+from synth_common.enrolment import Verdict
 from synth_common.flower import (
     ClientApp,
     ConfigRecord,
@@ -47,7 +48,7 @@ from synth_common.flower import (
     arrays_of,
     state_of,
 )
-from synth_common.flower.link import LinkGrid, Listener, Verdict, open_link
+from synth_common.flower.link import LinkGrid, Listener, open_link
 from synth_common.flower.node import Coordinator, Pace, serve_node
 from synth_common.plan import FederationPlan, GeneratorPlan, Plan, PrivacyPlan, TrainingPlan
 from synth_server.strategy import UniformAverage

@@ -23,12 +23,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_public_key,
+    public_key_to_bytes,
+    verify_signature,
+)
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from synth_common.enrolment import Verdict
 from synth_common.flower.desk import Refusal
 from synth_common.flower.fleet import ROUTES, Fleet
 from synth_common.flower.trouble import CLOCK_DETAIL
@@ -45,35 +51,10 @@ _BODY_SECONDS = 120.0  # a body of at most max_request_bytes comes in this time,
 _HANDLERS = 4  # threads that answer; each holds one request, so this bounds memory too
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the coordinator thinks of a key; exactly one field is set.
-
-    Attributes:
-        name: The enrolled site that the key belongs to.
-        refusal: Why its owner is turned away, in words for the owner.
-    """
-
-    name: str | None
-    refusal: str | None
-
-
-class Judgement(Protocol):
-    """Anything with the two fields of a :class:`Verdict`."""
-
-    @property
-    def name(self) -> str | None:
-        """The enrolled site that the key belongs to."""
-
-    @property
-    def refusal(self) -> str | None:
-        """Why its owner is turned away."""
-
-
 class Judge(Protocol):
     """Knows who is enrolled."""
 
-    def verdict(self, public_key: bytes) -> Judgement:
+    def verdict(self, public_key: bytes) -> Verdict:
         """Judge a key (PEM, SubjectPublicKeyInfo); asked at every request."""
         ...
 
@@ -149,7 +130,8 @@ class Gate:
             # A site that only wants to know where it stands signs this request too.
             if FLEET_HTTP_PUBLIC_KEY_HEADER in headers:
                 self._judge(headers)
-            return _Response(200)
+                return _Response(200)
+            return _Response(200, close=True)  # a stranger keeps no connection
         if path not in ROUTES or method != "POST":
             raise _Turned(404, "not found")
         name, key = self._judge(headers)
@@ -224,7 +206,8 @@ def _signer(headers: dict[str, bytes]) -> bytes:
         genuine = isinstance(public, ec.EllipticCurvePublicKey) and verify_signature(
             public, stamp, signature
         )
-    except (KeyError, ValueError, TypeError, UnicodeError, binascii.Error):
+        key = public_key_to_bytes(public)  # one spelling per key: each would get a node
+    except (KeyError, ValueError, TypeError, UnsupportedAlgorithm, binascii.Error):
         genuine, age, key = False, 0.0, b""
     if not genuine:
         raise _Turned(401, "the request is not signed")

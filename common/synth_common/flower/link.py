@@ -37,12 +37,12 @@ from flwr.superlink.federation import NoOpFederationManager
 from synth_common.errors import ConfigError, DataError, FederationError, StorageError
 from synth_common.flower.desk import Desk, Letter
 from synth_common.flower.fleet import Fleet
-from synth_common.flower.gate import Gate, Judge, Verdict
+from synth_common.flower.gate import Gate, Judge
 from synth_common.flower.records import quiet_logs
 from synth_common.flower.serving import Listener, bound, serving
 from synth_common.flower.spool import ContentReader, Spool, SpooledStore
 
-__all__ = ["Doorkeeper", "LinkGrid", "Listener", "Verdict", "open_link"]
+__all__ = ["Doorkeeper", "LinkGrid", "Listener", "open_link"]
 
 INSTALLED = "synthward/installed"  # the name of the bundle, and all there is of it
 _FOREVER = 10 * 365 * 86400.0  # see LinkGrid: a deadline is not a time to live
@@ -213,9 +213,12 @@ class LinkGrid(Grid):
         is withdrawn: a later answer is refused.
         """
         until = None if timeout is None else time.monotonic() + timeout
-        waiting = set(self.push_messages(messages))
-        del messages  # the generator behind it holds the tensors
+        waiting: set[str] = set()
         try:
+            for message in messages:
+                waiting.add(self._push(message))
+                del message
+            del messages  # the generator behind it holds the tensors
             while waiting:
                 left = None if until is None else max(0.0, until - time.monotonic())
                 letter = self.desk.take(waiting, left)

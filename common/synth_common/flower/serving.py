@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from synth_common.errors import ConfigError, FederationError
 from synth_common.flower.gate import Gate
@@ -19,6 +20,7 @@ from synth_common.flower.gate import Gate
 _START_SECONDS = 30.0
 _STOP_SECONDS = 1
 _MAX_CONNECTIONS = 512
+_HEAD_SECONDS = 20.0  # the head of a request comes in this time, or the connection ends
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,42 @@ def bound(listener: Listener) -> Iterator[socket.socket]:
         yield port
 
 
+class _Protocol(H11Protocol):
+    """Ends connections on which no request comes; uvicorn waits for the first one for ever.
+
+    Whoever reaches the port could hold all connections that there are, and no site got one.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See asyncio."""
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        before = self.cycle
+        super().data_received(data)
+        if self.cycle is not before:
+            self._disarm()
+        elif self._deadline is None and self.cycle.response_complete:
+            self._arm()  # part of the head of a further request
+
+    def _arm(self) -> None:
+        self._deadline = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
 class _Server(uvicorn.Server):
     """Closes its connections for good when it ends."""
 
@@ -86,7 +124,7 @@ def serving(listener: Listener, app: Gate, port: socket.socket) -> Iterator[None
             ssl_certfile=listener.certificate,
             ssl_keyfile=listener.key,
             loop="asyncio",
-            http="h11",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -35,6 +35,7 @@ from synth_common.errors import DataError
 
 _SMALL = 16 * 2**10  # contents below this stay in memory
 _HEAD_BYTES = 256  # holds the head of a chunk, which names no children
+_RECORD_BYTES = 2**20  # of a record that is no array, and of an array's list of pieces
 _FILE_BYTES = 64 * 2**20  # a file is given up, and a new one begun, at this size
 
 
@@ -193,7 +194,7 @@ class ContentReader:
                 the peer sent is not quoted.
         """
         try:
-            (content_id,) = self._children(self._store.piece(message_object_id).read())
+            (content_id,) = self._children(self._content(message_object_id))
             return cast(RecordDict, self._record(content_id, RecordDict))
         except DataError:
             raise
@@ -203,12 +204,12 @@ class ContentReader:
             raise DataError("the message cannot be rebuilt from its objects") from err
 
     def _record(self, object_id: str, kind: type[Any]) -> InflatableObject:
-        content = self._store.piece(object_id).read()
+        content = self._content(object_id)
         if kind is ArrayRecord:
             return self._arrays(content)
         children: dict[str, InflatableObject] = {}
         for child in self._children(content):
-            name = self._head(self._store.piece(child).read())[0]
+            name = self._head(self._content(child))[0]
             if kind is not RecordDict or name not in _RECORDS:
                 raise DataError(f"a {kind.__name__} holds an object of another kind")
             children[child] = self._record(child, _RECORDS[name])
@@ -223,7 +224,7 @@ class ContentReader:
         return record
 
     def _array(self, object_id: str) -> SpooledArray:
-        content = self._store.piece(object_id).read()
+        content = self._content(object_id)
         listed = self._children(content)
         described = json.loads(get_object_body(content, Array))
         pieces = []
@@ -237,6 +238,13 @@ class ContentReader:
             pieces.append(piece)
         dtype, stype = str(described["dtype"]), str(described["stype"])
         return SpooledArray(dtype, tuple(map(int, described["shape"])), stype, pieces)
+
+    def _content(self, object_id: str) -> bytes:
+        """An object that is no piece of an array. In memory it takes many times its size."""
+        piece = self._store.piece(object_id)
+        if piece.length > _RECORD_BYTES:
+            raise DataError("the message holds a record that is too large")
+        return piece.read()
 
     def _children(self, content: bytes) -> list[str]:
         return self._head(content)[1]
