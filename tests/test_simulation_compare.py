@@ -109,7 +109,8 @@ def test_seeds_give_a_mean_and_a_range_and_a_recipe_its_settings(tmp_path: Path)
 
 def test_an_unknown_generator_is_refused_by_name_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"'diffusion'.*vae, gan, embedding, vae-site, gan-site, curriculum$"
+        ConfigError,
+        match=r"'diffusion'.*embedding, vae-site, gan-site, embedding-refined, curriculum$",
     ):
         run_comparison(_options(tmp_path, generators=("vae", "diffusion")), print)
     assert not (tmp_path / "compare").exists()

@@ -86,7 +86,7 @@ class GeneratorPlan(StrictModel):
     canaries: Annotated[int, Field(ge=0, le=100_000)] = 0
     site_normalisation: bool = False
     frequencies: Annotated[int, Field(ge=2, le=32)] = 12
-    features: Annotated[int, Field(ge=0, le=20_000, multiple_of=2)] = 3000
+    features: Annotated[int, Field(ge=0, le=20_000, multiple_of=2)] = 0
     feature_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     refine_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 500
     refine_by_class: bool = False

@@ -214,7 +214,8 @@ def compare(
         str,
         typer.Option(
             help="What to compare, separated by commas. Families: vae, gan, embedding (no network: "
-            "images from one noisy sum). Recipes: curriculum (a vae that starts from such a sum), "
+            "images from one noisy sum). Recipes: embedding-refined (released features teach a "
+            "network to make pictures of them), curriculum (a vae that starts from such a sum), "
             "vae-site and gan-site (with normalisation per site)."
         ),
     ] = "vae,gan,embedding,curriculum",

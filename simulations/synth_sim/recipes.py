@@ -43,6 +43,14 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 "release.embedding.share=1.0",
             )
         ),
+        "embedding-refined": Recipe(
+            (
+                "generator.family=embedding",
+                "training.rounds=0",
+                "release.embedding.share=1.0",
+            ),
+            ("generator.features=3000",),
+        ),
         "curriculum": Recipe(("generator.family=vae",), ("release.embedding.share=0.5",)),
     }
 )
