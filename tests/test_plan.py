@@ -115,7 +115,7 @@ def test_no_release_spends_its_length_on_features_that_nothing_learns_from(
         return plan(generator={"family": family, **generator}, training=training, release=release)
 
     with pytest.raises(ConfigError, match=r"generator\.features = 3000: .*set features = 0"):
-        asked(refine_steps=0)
+        asked(features=3000, refine_steps=0)
     with pytest.raises(ConfigError, match=r"generator\.refine_by_class = true: .*features = 0"):
         asked(refine_by_class=True, features=0)
     with pytest.raises(ConfigError, match=r"generator\.refine_by_class = true"):
@@ -125,5 +125,5 @@ def test_no_release_spends_its_length_on_features_that_nothing_learns_from(
 
 
 def test_what_a_release_would_use_is_free_to_say_without_one():
-    assert plan(generator={"refine_steps": 0}).generator.features == 3000
+    assert plan(generator={"features": 4, "refine_steps": 0}).generator.features == 4
     assert plan(generator={"refine_by_class": True, "features": 0}).generator.refine_by_class

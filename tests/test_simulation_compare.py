@@ -191,10 +191,11 @@ def test_bytes_sent_are_those_of_the_rounds_and_of_the_release(tmp_path: Path) -
 @pytest.mark.parametrize("scenario", sorted(packaged().keys() - {"phantom-release"}))
 def test_every_recipe_gives_a_plan_of_every_packaged_scenario(name: str, scenario: str) -> None:
     plan = load_scenario(scenario, recipe_of(name).overrides()).plan
-    families = {"gan-site": "gan", "embedding": "embedding"}
+    released_only = ("embedding", "embedding-refined")
+    families = {"gan-site": "gan", **dict.fromkeys(released_only, "embedding")}
     assert plan.generator.family == families.get(name, "vae")
     released = plan.release.embedding
-    assert (released is not None) == (name in ("embedding", "curriculum"))
+    assert (released is not None) == (name in (*released_only, "curriculum"))
 
 
 @pytest.mark.parametrize("text", ["", "1,", "1,1", "a", "-1"])
