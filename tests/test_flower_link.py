@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,6 +167,24 @@ def test_a_refused_site_stops_with_the_reason(tmp_path: Path) -> None:
         stranger = world.coordinator(grid.port)
         with pytest.raises(RefusedError, match="unknown key"):
             serve_node(stranger, new_key(), doubling(), nodes["east"].diary, lambda: False, QUICK)
+
+
+def test_a_site_that_is_revoked_while_messages_are_sent_is_skipped(tmp_path: Path) -> None:
+    world = make_world(tmp_path, ("east", "north", "west"))
+    with serving(world) as (grid, _):
+        asked = questions(grid, {"w": torch.ones(2)})
+        names = dict(grid.sites)
+
+        def pushed() -> Iterator[Message]:
+            yield asked[0]
+            world.register.revoke(names[asked[1].metadata.dst_node_id])
+            yield from asked[1:]
+
+        began = time.monotonic()
+        replies = list(grid.send_and_receive(pushed(), timeout=60.0))
+        assert {names[reply.metadata.src_node_id] for reply in replies} == {"east", "west"}
+        assert time.monotonic() - began < 50.0  # nobody waited for the one that was not asked
+        assert store_is_empty(grid)
 
 
 def test_a_doorkeeper_that_fails_is_a_server_error_and_lets_nobody_in(

@@ -46,7 +46,7 @@ from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from google.protobuf.message import Message as Proto
-from link_peers import World, make_world, new_key, public_pem, questions
+from link_peers import World, eventually, make_world, new_key, public_pem, questions
 
 from synth_common import messages
 from synth_common.errors import FederationError
@@ -573,3 +573,26 @@ def test_a_body_that_does_not_come_is_given_up(port: Port, monkeypatch) -> None:
     except httpx.TransportError:
         status = 408  # closed while we were sending
     assert status == 408
+
+
+def test_a_site_has_a_bounded_number_of_requests_at_a_time(port: Port) -> None:
+    body = PullMessagesRequest(node=port.east.proto).SerializeToString()
+    lines = []
+    for _ in range(16):  # every one announces a body and keeps it back
+        line = HTTPSConnection("127.0.0.1", port.grid.port, context=_context(port), timeout=20.0)
+        line.putrequest("POST", "/v1/fleet/pull-messages")
+        for name, value in {**port.east.headers(), "content-length": str(len(body))}.items():
+            line.putheader(name, value)
+        line.endheaders()
+        lines.append(line)
+
+    def pulled(peer: Peer) -> int:
+        return peer.fleet("pull-messages", PullMessagesRequest(node=peer.proto)).status_code
+
+    eventually(lambda: pulled(port.east) == 503)
+    assert pulled(port.north) == 200
+    for line in lines:
+        line.send(body)
+        assert line.getresponse().status == 200
+        line.close()
+    assert pulled(port.east) == 200

@@ -141,6 +141,20 @@ def test_who_is_missing_is_named_when_patience_ends_and_the_run_can_go_on(tmp_pa
     assert _book(tmp_path / "server").value("run.rounds")["completed"] == 3
 
 
+def test_a_fault_of_ours_ends_the_run_as_failed_and_shows_its_class_alone(tmp_path: Path) -> None:
+    hospitals = Hospitals(tmp_path / "h", PLAN)
+
+    def break_down(name: str, reply: Message) -> Message:
+        raise ZeroDivisionError("a secret")
+
+    hospitals.on_reply = break_down
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "server", hospitals, PLAN)
+    state = run_state(tmp_path / "server")
+    assert state is not None
+    assert (state["phase"], state["error"]) == ("failed", "ZeroDivisionError")
+
+
 def test_a_site_that_goes_is_named_and_one_that_comes_joins_at_the_next_round(
     tmp_path: Path,
 ) -> None:

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from PIL import Image
 
 from synth_common.errors import ConfigError, FederationError
 from synth_common.facts import Fact
+from synth_server import board as board_module
 from synth_server import trackers
 from synth_server.board import Board, read_state
 from synth_server.events import EVENTS
@@ -110,6 +112,21 @@ def test_a_fresh_board_has_no_number_that_nobody_knows(tmp_path: Path) -> None:
     assert "site_epsilon" not in text
     assert "round_seconds" not in text
     assert "No image was released yet" in render_page(fresh.snapshot(), tmp_path)
+
+
+def test_a_look_that_fails_does_not_end_the_refreshing(
+    board: Board, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(board_module, "_TICK_SECONDS", 0.01)
+    again = threading.Event()
+
+    def look() -> None:
+        if "a fault" in caplog.text:
+            again.set()
+        raise ValueError("a fault")
+
+    with board.refreshed(look):
+        assert again.wait(10.0)
 
 
 def test_state_and_events_are_strict_json_and_hold_nothing_of_a_site(

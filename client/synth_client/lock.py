@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from synth_common.errors import RunningError, StorageError
+from synth_common.file_lock import take
 
 _FILE = "service.lock"
 
@@ -28,7 +29,7 @@ def hold(directory: Path) -> Iterator[None]:
         raise StorageError(f"cannot lock {path}: {err.strerror}") from err
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take(handle)
         except OSError as err:
             raise RunningError(
                 f"the service of {directory.name} runs already (process {_written(path)}); see "

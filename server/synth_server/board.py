@@ -7,6 +7,7 @@ run's facts that are not local to a site.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
@@ -22,6 +23,7 @@ from synth_common.reporting.files import replace_text
 from synth_server.events import EVENTS, EventLog
 from synth_server.strategy import Failure
 
+_LOG = logging.getLogger(__name__)
 STATE = "state.json"
 _TICK_SECONDS = 2.0
 
@@ -153,12 +155,14 @@ class Board:
         with self._lock:
             self._events.write("warning", text=text)
 
-    def end(self, phase: str, error: SynthwardError | None = None) -> None:
-        """The run ends here: finished, stopped or failed."""
+    def end(self, phase: str, error: Exception | None = None) -> None:
+        """The run ends here: finished, stopped or failed; of a fault, the class alone is told."""
         with self._lock:
             self._values["phase"] = phase
             if error is not None:
-                self._values["error"] = f"{type(error).__name__}: {error}"
+                name = type(error).__name__
+                known = isinstance(error, SynthwardError)
+                self._values["error"] = f"{name}: {error}" if known else name
             self._events.write(phase, error=self._values["error"])
             self._save()
 
@@ -226,6 +230,8 @@ class Board:
                         self._save()
                 except StorageError:
                     continue  # the main thread writes more than this, and says so
+                except Exception:  # a fault of ours; the next tick may do better
+                    _LOG.exception("the board was not refreshed")
 
         ticker = threading.Thread(target=tick, name="board", daemon=True)
         ticker.start()

@@ -88,15 +88,8 @@ class DeployedRun:
         if self._known.finished:
             self._board.end("finished")
             return
-        if self._known.facts:
-            kept = self._known.checkpoint
-            self._course.log.append(
-                resumed_fact(self._course.plan, None if kept is None else kept.round)
-            )
-        for doubt in self._doubts():
-            self._tell.note(doubt)
-            self._board.warn(doubt)
         try:
+            self._open()
             with link(self._deployment.folder, self._deployment.settings) as sites:
                 self._train_and_judge(sites)
             self._board.end("finished")
@@ -107,11 +100,26 @@ class DeployedRun:
         except SynthwardError as err:
             self._end("stopped" if isinstance(err, Interrupted) else "failed", err)
             raise
+        except Exception as err:  # a fault of ours: what the newest checkpoint holds is kept
+            self._end("failed", err)
+            raise
 
-    def _end(self, phase: str, err: SynthwardError) -> None:
+    def _open(self) -> None:
+        """Record that the run goes on, and say what the rule of aggregation cannot do."""
+        if self._known.facts:
+            kept = self._known.checkpoint
+            self._course.log.append(
+                resumed_fact(self._course.plan, None if kept is None else kept.round)
+            )
+        for doubt in self._doubts():
+            self._tell.note(doubt)
+            self._board.warn(doubt)
+
+    def _end(self, phase: str, err: Exception) -> None:
         """Keep what the sites told last, and show the error, which a full disk does not replace."""
         try:
-            self._keep()
+            if isinstance(err, SynthwardError):
+                self._keep()
             self._board.end(phase, err)
         except SynthwardError as second:  # StorageError, or a checkpoint that was damaged meanwhile
             self._tell.note(str(second))

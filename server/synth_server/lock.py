@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from synth_common.errors import ConfigError, StorageError
+from synth_common.file_lock import take
 
 LOCK = ".lock"
 """The lock's file in a run directory; the operating system lets it go when its holder dies."""
@@ -27,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise StorageError(f"cannot use {folder} as run directory: {err.strerror}") from err
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take(lock)
         except OSError:
             raise ConfigError(
                 f"another process is running in {folder}; wait for it to end"

@@ -17,8 +17,10 @@ import json
 import logging
 import time
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -48,7 +50,8 @@ _LOG = logging.getLogger(__name__)
 HEALTH = "/health"
 _JSON = "application/json"
 _BODY_SECONDS = 120.0  # a body of at most max_request_bytes comes in this time, or not at all
-_HANDLERS = 4  # threads that answer; each holds one request, so this bounds memory too
+_HANDLERS = 4  # threads that answer; bodies are read before, see _IN_FLIGHT
+_IN_FLIGHT = 16  # requests of one key at a time, which bounds the bodies it can have in memory
 
 
 class Judge(Protocol):
@@ -95,6 +98,7 @@ class Gate:
     ) -> None:
         self._fleet, self._doorkeeper, self._heard = fleet, doorkeeper, heard
         self._max_request_bytes = max_request_bytes
+        self._in_flight: Counter[bytes] = Counter()  # by key; of the event loop alone
         self._threads = ThreadPoolExecutor(_HANDLERS, thread_name_prefix="fleet")
 
     def close(self) -> None:
@@ -139,6 +143,25 @@ class Gate:
             raise _Turned(415, f"a body of type {PROTOBUF_MEDIA_TYPE} is expected")
         self._bear(headers)
         self._heard(name, key)
+        with self._admitted(key):
+            return await self._answered(path, key, receive)
+
+    @contextmanager
+    def _admitted(self, key: bytes) -> Iterator[None]:
+        """Count a request of a key for as long as it is in memory."""
+        # 503: a node drops an answer that is refused with 4xx, and brings it again after 5xx.
+        if self._in_flight[key] >= _IN_FLIGHT:
+            raise _Turned(503, f"a site may have {_IN_FLIGHT} requests at a time")
+        self._in_flight[key] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[key] -= 1
+            if not self._in_flight[key]:
+                del self._in_flight[key]
+
+    async def _answered(self, path: str, key: bytes, receive: Receive) -> _Response:
+        """Read the body and have a thread answer it."""
         body = await self._read(receive)
         loop = asyncio.get_running_loop()
         answer = await loop.run_in_executor(self._threads, self._fleet.answer, path, key, body)

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Protocol
 
 from flwr.app import Error, Message, RecordDict
@@ -57,12 +57,17 @@ class Doorkeeper(Judge, Protocol):
         ...
 
 
+class _RevokedError(FederationError):
+    """A message is addressed to a site that was enrolled and is no more."""
+
+
 class _Roster:
     """Nodes of Flower's state for the sites that are enrolled, and when each was heard."""
 
     def __init__(self, state: InMemoryLinkState, doorkeeper: Doorkeeper) -> None:
         self._state, self._doorkeeper = state, doorkeeper
         self._heard: dict[str, float] = {}
+        self._names: dict[int, str] = {}  # of every node that ever was, also of revoked sites
         self._lock = threading.Lock()
 
     def heard(self, name: str, key: bytes) -> None:
@@ -78,12 +83,17 @@ class _Roster:
                 # Flower keeps no message for a node that was never there: it has been, now.
                 self._state.activate_node(node, 0)
                 self._state.deactivate_node(node)
+            self._names[node] = name
             return node
 
     def sites(self) -> dict[int, str]:
         """Site name by node id, of all enrolled sites, in the order of names."""
         keys = sorted(self._doorkeeper.names().items())
         return {self._node(name, key): name for name, key in keys}
+
+    def named(self, node: int) -> str | None:
+        """The site that has or had this node; None where nobody had."""
+        return self._names.get(node)
 
     def online(self) -> dict[str, float]:
         """Seconds since each site was heard, of those whose lease holds."""
@@ -175,7 +185,10 @@ class LinkGrid(Grid):
 
     def _push(self, message: Message) -> str:
         node = message.metadata.dst_node_id
-        if node not in self.sites:
+        name = self.sites.get(node)
+        if name is None:
+            if (former := self._roster.named(node)) is not None:
+                raise _RevokedError(f"message to {former}, which is enrolled no more")
             raise FederationError(f"message to node {node}, which belongs to no enrolled site")
         sent = make_message(_addressed(message, self._run.run_id), content=message.content)
         with no_object_id_recompute():
@@ -193,7 +206,7 @@ class LinkGrid(Grid):
                 raise StorageError(f"a message cannot be kept: {err.strerror}") from err
         if self._state.store_message_ins(letter) is None:
             self.desk.close([tree.object_id])
-            raise FederationError(f"the message to {self.sites[node]} was not taken by Flower")
+            raise FederationError(f"the message to {name} was not taken by Flower")
         return str(tree.object_id)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
@@ -210,13 +223,19 @@ class LinkGrid(Grid):
 
         The time runs from the first ``next``. Answers that were there in time are given
         out even when the caller took long over the ones before. What is not answered then
-        is withdrawn: a later answer is refused.
+        is withdrawn: a later answer is refused. A site that was revoked meanwhile is asked
+        nothing, and so answers nothing.
+
+        Raises:
+            FederationError: A message is addressed to a node that no site ever had.
+            StorageError: A message cannot be kept (full disk).
         """
         until = None if timeout is None else time.monotonic() + timeout
         waiting: set[str] = set()
         try:
             for message in messages:
-                waiting.add(self._push(message))
+                with suppress(_RevokedError):
+                    waiting.add(self._push(message))
                 del message
             del messages  # the generator behind it holds the tensors
             while waiting:
