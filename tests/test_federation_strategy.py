@@ -377,3 +377,28 @@ def test_flowers_own_loop_can_run_the_strategy() -> None:
     result = strategy.start(grid, arrays_of({"w": torch.zeros(2)}), num_rounds=3)
     assert isinstance(result.arrays, ArrayRecord)
     assert torch.equal(state_of(result.arrays)["w"], torch.full((2,), 7.5))
+
+
+def test_a_reply_is_added_up_without_being_held_as_a_model() -> None:
+    values, tensors = 50_000, 20
+    model = {f"w{n}": torch.full((values,), float(n)) for n in range(tensors)}
+    size = 4 * values * tensors
+    strategy = _strategy(2)
+    list(
+        strategy.configure_train(1, arrays_of(model), ConfigRecord(), InProcessGrid(ClientApp(), 2))
+    )
+    header = Header(strategy.run_id, 1, strategy.plan.digest())
+    replies = []
+    for node in strategy.sites:
+        asked = Message(RecordDict(), node, "train")
+        replies.append(Message(messages.reply(header, Outgoing(model, {})), reply_to=asked))
+    gc.disable()  # what waits for the collector is held, too
+    tracemalloc.start()
+    arrays, _ = strategy.aggregate_train(1, iter(replies))
+    top = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    gc.enable()
+    assert arrays is not None
+    assert torch.equal(state_of(arrays)["w7"], model["w7"])
+    # Torch's memory is not traced; numpy's is, from which every tensor here is made.
+    assert top < 1.5 * size, f"{top / size:.2f} models"

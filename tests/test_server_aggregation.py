@@ -55,7 +55,7 @@ def test_every_coordinate_is_that_of_the_slow_version(
     states = _states(count)
     made = aggregate(config)
     for state in states:
-        made.add(state)
+        made.add(state.items())
     result = made.result({"w": torch.float32, "n": torch.int64})
     assert result["w"].dtype == torch.float32
     assert result["n"].dtype == torch.int64
@@ -73,7 +73,7 @@ def test_the_order_of_replies_does_not_matter_and_one_liar_moves_nothing_far(rul
     for order in permutations([*honest, liar]):
         made = aggregate(config)
         for state in order:
-            made.add(state)
+            made.add(state.items())
         results.append(made.result({"w": torch.float32, "n": torch.int64})["w"])
     assert all(torch.equal(results[0], other) for other in results[1:])
     assert float(results[0].abs().max()) <= max(float(s["w"].abs().max()) for s in honest)

@@ -9,7 +9,7 @@ lie, and hold every reply of a round at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -31,8 +31,8 @@ class Aggregate(Protocol):
 
     count: int
 
-    def add(self, state: Mapping[str, Tensor]) -> None:
-        """Take a reply: finite tensors, the same names and shapes every time."""
+    def add(self, reply: Iterable[tuple[str, Tensor]]) -> None:
+        """Take a reply: finite tensors, the same names and shapes every time, one by one."""
         ...
 
     def result(self, dtypes: Dtypes) -> dict[str, Tensor]:
@@ -47,9 +47,9 @@ class RunningMean:
         self._total: dict[str, Tensor] = {}
         self.count = 0
 
-    def add(self, state: Mapping[str, Tensor]) -> None:
+    def add(self, reply: Iterable[tuple[str, Tensor]]) -> None:
         """See :class:`Aggregate`."""
-        for name, value in state.items():
+        for name, value in reply:
             if name in self._total:
                 self._total[name] += value
             else:
@@ -74,9 +74,9 @@ class Ordered:
         self._kept: dict[str, list[Tensor]] = {}
         self.count = 0
 
-    def add(self, state: Mapping[str, Tensor]) -> None:
+    def add(self, reply: Iterable[tuple[str, Tensor]]) -> None:
         """See :class:`Aggregate`."""
-        for name, value in state.items():
+        for name, value in reply:
             self._kept.setdefault(name, []).append(value)
         self.count += 1
 

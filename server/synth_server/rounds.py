@@ -17,6 +17,7 @@ from torch import Tensor
 from synth_common import messages
 from synth_common.errors import FederationError
 from synth_common.flower import (
+    ArrayRecord,
     ConfigRecord,
     Grid,
     Message,
@@ -109,19 +110,23 @@ def run_rounds(
         FederationError: A round had too few usable replies.
     """
     completed, state = start
+    del start  # while a round runs, the model is held once, as it is sent
     pace = pace or Pace()
     while completed < plan.training.rounds:
         number = completed + 1
         pace.before(number)
         began = time.perf_counter()
+        sent, state = arrays_of(state), {}
         try:
-            averaged = _round(grid, strategy, plan, (number, state))
+            averaged = _round(grid, strategy, plan, (number, sent))
         except FederationError:
             if pace.again(number, strategy.outcome.failures):
+                state = state_of(sent)
                 continue
             raise
         if averaged is None:
-            return Ended(state, completed, strategy.outcome.ended or "stopped")
+            return Ended(state_of(sent), completed, strategy.outcome.ended or "stopped")
+        del sent
         state = refined(plan, averaged, strategy.run_id, number)
         completed = number
         on_round(RoundResult(number, state, strategy.outcome, time.perf_counter() - began))
@@ -129,13 +134,13 @@ def run_rounds(
 
 
 def _round(
-    grid: Grid, strategy: UniformAverage, plan: Plan, asked: tuple[int, State]
+    grid: Grid, strategy: UniformAverage, plan: Plan, asked: tuple[int, ArrayRecord]
 ) -> State | None:
     """Ask for one round, by number, from the tensors given; None when budgets are spent."""
-    number, state = asked
+    number, sent = asked
     timeout = plan.federation.round_timeout_s
     config = ConfigRecord({"timeout": timeout})
-    requests = strategy.configure_train(number, arrays_of(state), config, grid)
+    requests = strategy.configure_train(number, sent, config, grid)
     replies = grid.send_and_receive(requests, timeout=timeout)
     averaged, _ = strategy.aggregate_train(number, replies)
     return None if averaged is None else state_of(averaged, empty=True)

@@ -26,6 +26,7 @@ from synth_common.flower import (
     Strategy,
     arrays_of,
     state_of,
+    tensor_in,
 )
 from synth_common.messages import Header, Remembered
 from synth_common.plan import Plan
@@ -186,7 +187,7 @@ class UniformAverage(Strategy):
     ) -> Iterator[Message]:
         """Begin a round and give out its messages one by one."""
         self._header = Header(self._header.run_id, server_round, self._header.plan_digest)
-        self._sent = {k: (v.dtype, tuple(v.shape)) for k, v in state_of(arrays).items()}
+        self._sent = {name: _form(tensor_in(arrays, name)) for name in arrays}
         self._arrays = arrays
         self.outcome = Outcome()
         self._asked = self._reachable(names)
@@ -230,9 +231,9 @@ class UniformAverage(Strategy):
         """
         total = aggregate(self.aggregation)
         for name, message in self._in_order(replies):
-            state = self._usable(name, message)
-            if state is not None:
-                total.add(state)
+            reply = self._usable(name, message)
+            if reply is not None:
+                total.add(reply)
         for failure in self.outcome.failures:
             if failure.code == _SPENT:
                 self.spent.add(failure.site)
@@ -280,14 +281,14 @@ class UniformAverage(Strategy):
             else:
                 self._fail(name, NO_REPLY, "no reply before the round's timeout")
 
-    def _usable(self, name: str, message: Message) -> dict[str, Tensor] | None:
-        """The tensors of a reply, or None with a failure noted."""
+    def _usable(self, name: str, message: Message) -> Iterator[tuple[str, Tensor]] | None:
+        """The tensors of a reply one by one, or None with a failure noted."""
         if message.has_error():
             self._fail(name, messages.error_code(message), "the site reported this error code")
             return None
         try:
             values = messages.stated_in(message)
-            state, statistics = self._checked(name, message), self._statistics(message)
+            arrays, statistics = self._checked(name, message), self._statistics(message)
         except DataError as err:
             self._fail(name, BAD_REPLY, str(err))
             return None
@@ -297,7 +298,7 @@ class UniformAverage(Strategy):
             self.memory.heads[name] = str(values["ledger_head"])
         if "label_histogram" in statistics:
             self.memory.histograms[name] = statistics["label_histogram"].tolist()
-        return state
+        return _taken(arrays)
 
     def _statistics(self, message: Message) -> dict[str, Tensor]:
         """Refuse (DataError) statistics that the plan does not name, or that are no numbers."""
@@ -311,8 +312,11 @@ class UniformAverage(Strategy):
                 raise DataError(f"statistic {name!r} holds NaN or infinity")
         return state
 
-    def _checked(self, site: str, message: Message) -> dict[str, Tensor]:
-        """Refuse (DataError) a reply of another round or site, or that is not such a model."""
+    def _checked(self, site: str, message: Message) -> ArrayRecord:
+        """Refuse (DataError) a reply of another round or site, or that is not such a model.
+
+        Every tensor is decoded here and let go again: one is in memory, and not a model.
+        """
         header = messages.header_of(message)
         if header != self._header:
             raise DataError(f"reply of {header}, expected {self._header}")
@@ -327,26 +331,23 @@ class UniformAverage(Strategy):
             if claim != (str(dtype).removeprefix("torch."), shape):
                 raise DataError(f"tensor {name} is {claim}, expected {(str(dtype), shape)}")
         self.outcome.bytes_up += arrays.count_bytes()
-        state = state_of(arrays, empty=True)
-        for name, value in state.items():
+        squares = 0.0
+        for name in self._sent:
+            value = tensor_in(arrays, name)
             # The claim above may lie about the bytes, so the decoded tensor is checked too.
-            if (value.dtype, tuple(value.shape)) != self._sent[name]:
+            if _form(value) != self._sent[name]:
                 raise DataError(f"tensor {name} does not hold what its description says")
             if not bool(torch.isfinite(value).all()):
                 raise DataError(f"tensor {name} holds NaN or infinity")
-        self._require_near(state)
-        return state
+            if self.largest_update is not None:
+                sent = tensor_in(self._arrays, name)
+                squares += float((value.to(torch.float64) - sent).square().sum())
+        self._require_near(math.sqrt(squares))
+        return arrays
 
-    def _require_near(self, state: Mapping[str, Tensor]) -> None:
+    def _require_near(self, moved: float) -> None:
         """Refuse (DataError) a reply that moved further than any training could have."""
-        if self.largest_update is None:
-            return
-        squares = 0.0
-        for name, value in state.items():  # one tensor at a time: the model is sent once only
-            sent = state_of(ArrayRecord({name: self._arrays[name]}))[name]
-            squares += float((value.to(torch.float64) - sent).square().sum())
-        moved = math.sqrt(squares)
-        if moved > self.largest_update:
+        if self.largest_update is not None and moved > self.largest_update:
             raise DataError(
                 f"the update has norm {moved:.4g}, and the plan's steps and learning rate allow "
                 f"{self.largest_update:.4g}"
@@ -363,3 +364,16 @@ class UniformAverage(Strategy):
             f"round {server_round}: {usable} usable replies, but federation.min_sites = "
             f"{self.min_sites}. Failed: {named or 'none; fewer sites than that were asked'}"
         )
+
+
+def _form(value: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    """What a tensor must have in common with the one sent under its name."""
+    return value.dtype, tuple(value.shape)
+
+
+def _taken(arrays: ArrayRecord) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a record one by one, each taken out of it, which frees its bytes."""
+    for name in list(arrays):
+        value = tensor_in(arrays, name)
+        del arrays[name]
+        yield name, value

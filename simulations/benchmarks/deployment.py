@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ from synth_server.strategy import UniformAverage
 
 _MEGABYTE = 10**6
 _TIMEOUT = 600.0
+_EXCHANGES = 3  # the peak is that of all of them
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -204,9 +206,10 @@ class _Rounds:
         began = time.perf_counter()
         config = ConfigRecord({"timeout": _TIMEOUT})
         strategy, grid = self._strategy, self._grid
-        asked = strategy.configure_train(self._number, arrays_of(self._state), config, grid)
+        sent, self._state = arrays_of(self._state), {}
+        asked = strategy.configure_train(self._number, sent, config, grid)
         replies = grid.send_and_receive(asked, timeout=_TIMEOUT)
-        del asked
+        del asked, sent
         averaged, _ = strategy.aggregate_train(self._number, replies)
         if averaged is None or len(strategy.outcome.replies) != self._sites:
             raise SystemExit(f"the round failed: {strategy.outcome.failures}")
@@ -263,37 +266,43 @@ def _link_alone(grid: LinkGrid, model: dict[str, torch.Tensor]) -> None:
             arrays.pop(name).numpy()
 
 
-def _measure_memory(sites: int, megabytes: float, tensors: int, rounds: int) -> None:
-    """Print the coordinator's peaks for this many sites."""
+def _measure_memory(
+    whole: bool, sites: int, megabytes: float, tensors: int, told: Connection
+) -> None:
+    """Tell the coordinator's peak in models, and the seconds of an exchange."""
     with _federation(sites, 0.0) as grid:
         small = _Rounds(grid, sites, _model(0.01, tensors))
         small.one()  # imports and pools: not measured
-        alone = _Peak()
-        for _ in range(rounds):
-            _link_alone(grid, _model(megabytes, tensors))
-        link = alone.beyond() / megabytes
-        whole = _Peak()
-        run = _Rounds(grid, sites, _model(megabytes, tensors))
-        seconds = [run.one() for _ in range(rounds)]
-        print(
-            f"{sites:>5} {link:>12.2f} {whole.beyond() / megabytes:>12.2f} "
-            f"{statistics.median(seconds):>10.1f}",
-            flush=True,
-        )
+        peak, seconds = _Peak(), []
+        run = _Rounds(grid, sites, _model(megabytes, tensors)) if whole else None
+        for _ in range(_EXCHANGES):
+            began = time.perf_counter()
+            if run is None:
+                _link_alone(grid, _model(megabytes, tensors))
+            else:
+                run.one()
+            seconds.append(time.perf_counter() - began)
+        told.send((peak.beyond() / megabytes, statistics.median(seconds)))
 
 
-def memory(counts: Sequence[int], megabytes: float, tensors: int, rounds: int) -> None:
-    """Print the table of peaks, in multiples of the model; each row in a process of its own."""
+def memory(counts: Sequence[int], megabytes: float, tensors: int) -> None:
+    """Print the table of peaks, in multiples of the model; each in a process of its own."""
     print(f"coordinator's peak memory over a model of {megabytes:g} MB in {tensors} tensors")
     print("(the model and its serialised copy are among it)")
     print(f"{'sites':>5} {'link alone':>12} {'whole round':>12} {'s a round':>10}")
     spawn = multiprocessing.get_context("spawn")
     for count in counts:
-        process = spawn.Process(target=_measure_memory, args=(count, megabytes, tensors, rounds))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(process.exitcode)
+        peaks, seconds = [], 0.0
+        for whole in (False, True):
+            heard, told = spawn.Pipe(duplex=False)
+            given = (whole, count, megabytes, tensors, told)
+            process = spawn.Process(target=_measure_memory, args=given)
+            process.start()
+            told.close()
+            peak, seconds = heard.recv()
+            peaks.append(peak)
+            process.join()
+        print(f"{count:>5} {peaks[0]:>12.2f} {peaks[1]:>12.2f} {seconds:>10.1f}", flush=True)
 
 
 def soak(sites: int, megabytes: float, tensors: int, rounds: int) -> None:
@@ -327,7 +336,7 @@ def main() -> None:
         overhead(int(given.sites or 3), size, given.tensors, given.seconds, rounds)
     elif given.what == "memory":
         counts = [int(n) for n in (given.sites or "2,4,8").split(",")]
-        memory(counts, given.megabytes or 50.0, given.tensors, given.rounds or 2)
+        memory(counts, given.megabytes or 50.0, given.tensors)
     else:
         soak(int(given.sites or 3), given.megabytes or 2.0, given.tensors, given.rounds or 200)
 

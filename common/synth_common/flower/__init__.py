@@ -57,6 +57,7 @@ from synth_common.flower.records import (  # noqa: E402
     open_run,
     quiet_logs,
     state_of,
+    tensor_in,
 )
 
 __all__ = [
@@ -79,4 +80,5 @@ __all__ = [
     "ray_grid",
     "require_ray",
     "state_of",
+    "tensor_in",
 ]

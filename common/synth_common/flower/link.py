@@ -11,6 +11,7 @@ message's objects, and the run's bookkeeping in ``_open_run``.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 import time
@@ -46,6 +47,7 @@ __all__ = ["Doorkeeper", "LinkGrid", "Listener", "open_link"]
 
 INSTALLED = "synthward/installed"  # the name of the bundle, and all there is of it
 _FOREVER = 10 * 365 * 86400.0  # see LinkGrid: a deadline is not a time to live
+_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 2**20  # mallopt(3)
 _DATA_ERROR = 1000 + DataError.exit_code  # as in synth_common.messages
 
 
@@ -332,6 +334,17 @@ def _open_run(state: InMemoryLinkState) -> Run:
     return run
 
 
+def _return_large_blocks() -> None:
+    """Have the C library give large blocks back to the system as soon as they are free.
+
+    glibc does so from 128 KiB on, until the first such block is freed: then it raises the
+    bound, up to 32 MiB, and tensors that come and go fragment the heap by more than a model.
+    Naming the bound keeps it. Elsewhere than on glibc nothing is done.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+
+
 @contextmanager
 def open_link(listener: Listener, doorkeeper: Doorkeeper) -> Iterator[LinkGrid]:
     """Serve the sites on the public port, and hand out the grid that reaches them.
@@ -344,6 +357,7 @@ def open_link(listener: Listener, doorkeeper: Doorkeeper) -> Iterator[LinkGrid]:
         ConfigError: The port is taken, or the certificate or its key cannot be used.
     """
     quiet_logs()
+    _return_large_blocks()
     # What goes wrong with a request is logged by the gate; peers that hang up are no errors.
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     store = SpooledStore(Spool(listener.spool))

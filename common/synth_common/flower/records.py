@@ -44,16 +44,26 @@ def state_of(arrays: ArrayRecord, *, empty: bool = False) -> dict[str, Tensor]:
         DataError: An array cannot be decoded. The bytes came over a network: they are read
             without pickle, and whatever is wrong with them ends here.
     """
+    state = {}
+    for name in list(arrays):
+        state[name] = tensor_in(arrays, name)
+        if empty:
+            del arrays[name]
+    return state
+
+
+def tensor_in(arrays: ArrayRecord, name: str) -> Tensor:
+    """One tensor of a Flower record, on the CPU; for what must not hold them all.
+
+    Raises:
+        DataError: As :func:`state_of`.
+    """
     import torch
 
-    state: dict[str, Tensor] = {}
-    for name in list(arrays):
-        array = arrays.pop(name) if empty else arrays[name]
-        try:
-            state[name] = torch.from_numpy(array.numpy())
-        except Exception as err:  # numpy raises whatever a malformed header causes
-            raise DataError(f"array {name!r} cannot be decoded") from err
-    return state
+    try:
+        return torch.from_numpy(arrays[name].numpy())
+    except Exception as err:  # numpy raises whatever a malformed header causes
+        raise DataError(f"array {name!r} cannot be decoded") from err
 
 
 def open_run(run_id: int = 1) -> Run:
