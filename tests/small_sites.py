@@ -102,6 +102,7 @@ def release_plan(trust: str = "secure-aggregation", rounds: int = 0, **release: 
     base["privacy"]["trust_model"] = trust
     base["training"]["rounds"] = rounds
     base["release"] = {"embedding": settings}
+    base["generator"] |= {"features": 40, "refine_steps": 3}
     return Plan.model_validate(base)
 
 
