@@ -164,12 +164,14 @@ def test_hours_that_are_no_window_are_refused_with_an_example(text: str) -> None
         validate(Limits, {"hours": text}, "site.toml")
 
 
-def test_too_few_patients_are_refused_before_any_charge(tmp_path: Path) -> None:
+def test_no_answer_depends_on_how_many_patients_there_are(tmp_path: Path) -> None:
+    """The coordinator would see the refusal, and with it whether one patient is there."""
     site, plan = _limited(tmp_path, min_patients=41), _plan()
     approve(site, plan)
     with pytest.raises(LimitError, match="min_patients = 41: the site has 40"):
-        _train(site, plan)
-    assert _reserved(site) == 0
+        site.limits.require_patients(site.train.unit_count())
+    _train(site, plan)
+    assert _reserved(site) == 1
     Limits(min_patients=40).require_patients(40)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from site_scenario import deployed_plan, ready_site
+from site_scenario import deployed_plan, ready_site, site_values, write_settings
 
 from synth_client import cli, lock
 from synth_client.events import EVENTS, Asked, SiteEvents, read_state
@@ -152,6 +152,17 @@ def test_one_service_per_site(tmp_path: Path) -> None:
         with pytest.raises(RunningError, match=f"process {os.getpid()}"):
             start(directory, "north", print, Coordinator())
     assert lock.holder(directory) is None
+
+
+def test_too_few_patients_end_the_start_before_anybody_is_dialled(tmp_path: Path) -> None:
+    _, directory, plan = ready_site(tmp_path)
+    write_settings(
+        directory, site_values(limits={"min_patients": 31}, data={"nominal_patients": 31})
+    )
+    peer = Coordinator(_question(plan, 1))
+    with pytest.raises(LimitError, match=r"min_patients = 31: the site has 30 training patients"):
+        start(directory, "north", lambda _: None, peer)
+    assert peer.seen == {}
 
 
 def test_a_site_that_is_not_ready_says_so_and_answers_nothing(tmp_path: Path) -> None:

@@ -157,6 +157,31 @@ def test_one_bad_reply_is_left_out_and_its_site_named(kind: str, names: str) -> 
         raise AssertionError(failure.reason)
 
 
+def test_an_update_that_no_training_could_have_made_is_left_out_and_its_site_named() -> None:
+    """Its length is that over all tensors together, from the model that was sent."""
+    strategy, sent = _strategy(), _state()
+    strategy.largest_update = 1.0
+    asked = _ask(strategy, state=sent)
+
+    def moved(by: float) -> State:
+        return {k: v + by * torch.ones_like(v) / v.numel() ** 0.5 for k, v in sent.items()}
+
+    replies = [_answer(m, moved(by)) for m, by in zip(asked, (0.69, 0.73, -0.69), strict=True)]
+    arrays, _ = strategy.aggregate_train(1, replies)
+    assert arrays is not None
+    torch.testing.assert_close(state_of(arrays)["a"], sent["a"])
+    (failure,) = strategy.outcome.failures
+    assert (failure.site, failure.code) == ("site-1", "BadReply")
+    assert "the update has norm 1.03" in failure.reason
+    strategy.largest_update = None
+    arrays, _ = strategy.aggregate_train(1, _again(strategy, sent, 50.0))
+    assert arrays is not None
+
+
+def _again(strategy: UniformAverage, sent: State, by: float) -> list[Message]:
+    return [_answer(m, {k: v + by for k, v in sent.items()}) for m in _ask(strategy, state=sent)]
+
+
 @pytest.mark.parametrize(
     "header", [Header("other", 1, DIGEST), Header(RUN, 2, DIGEST), Header(RUN, 1, "other")]
 )

@@ -22,13 +22,10 @@ def cost_of(plan: Plan, directory: Path) -> str:
     Raises:
         BudgetError: No budget is set, or one that a plan without noise breaks.
     """
-    with Ledger.read(directory / "ledger.sqlite") as ledger:
-        budget, history = ledger.budget, ledger.history()
+    budget, history = _account(plan, directory)
     if not plan.privacy.private:
-        require_no_bound(budget)
         return "WITHOUT NOISE: no privacy is promised"
-    nominal = read_settings(directory)["nominal_patients"]
-    rate = min(1.0, plan.training.patients_per_step / nominal)
+    rate = _rate(plan, directory)
     costs = [
         epsilon([*history, *uses], budget.delta, budget.accountant)
         for uses in ((), _whole_run(plan, rate, 0), _whole_run(plan, rate, 1))
@@ -49,19 +46,30 @@ def fits(plan: Plan, directory: Path) -> bool:
     Raises:
         BudgetError: No budget is set, or one that a plan without noise breaks.
     """
-    with Ledger.read(directory / "ledger.sqlite") as ledger:
-        budget, history = ledger.budget, ledger.history()
+    budget, history = _account(plan, directory)
     if not plan.privacy.private:
-        require_no_bound(budget)
         return True
-    nominal = read_settings(directory)["nominal_patients"]
-    rate = min(1.0, plan.training.patients_per_step / nominal)
-    use, *once = _whole_run(plan, rate, 0)
+    use, *once = _whole_run(plan, _rate(plan, directory), 0)
     try:
         within_budget(budget, [*history, *once], use, MOST_GROWTH * use.noise_multiplier)
     except BudgetError:
         return False
     return True
+
+
+def _account(plan: Plan, directory: Path) -> tuple[Budget, list[Use]]:
+    """The budget, and what it was spent on. Refuses a plan without noise where there is a bound."""
+    with Ledger.read(directory / "ledger.sqlite") as ledger:
+        budget, history = ledger.budget, ledger.history()
+    if not plan.privacy.private:
+        require_no_bound(budget)
+    return budget, history
+
+
+def _rate(plan: Plan, directory: Path) -> float:
+    """The sample rate of the site in ``directory``."""
+    nominal: int = read_settings(directory)["nominal_patients"]
+    return min(1.0, plan.training.patients_per_step / nominal)
 
 
 def _whole_run(plan: Plan, rate: float, spare: int) -> tuple[Use, ...]:

@@ -22,6 +22,7 @@ from synth_client.prepare import site_budget
 from synth_client.settings import SiteSettings, load_settings
 from synth_client.site import Site, load_site
 from synth_common import wall_clock
+from synth_common.certificates import WARN_DAYS
 from synth_common.facts import Fact, read_facts
 from synth_common.privacy.ledger import Ledger
 
@@ -34,7 +35,6 @@ _PRIVATE = ("data.npz", "ledger.sqlite", "facts.jsonl", "errors.log", "keys", "o
 _GIGABYTE = 1 << 30
 _KEPT_COPIES = 20
 """Replies, moments and their temporary files, of two rounds: so many models at the very most."""
-_WARN_DAYS = 30
 _SLOW = 0.8
 """A round that takes this share of the coordinator's patience is worth a word."""
 
@@ -153,7 +153,7 @@ def _enrolment(it: _Examined) -> str:
     fix = f"synth-client init --site {it.name}, and send the fresh request to the coordinator's IT"
     if own.valid_until < wall_clock.now():
         raise Symptom(f"{found}: EXPIRED", fix)
-    if left < _WARN_DAYS:
+    if left < WARN_DAYS:
         raise Symptom(f"{found}: {left} days left", fix, "warning")
     return found
 

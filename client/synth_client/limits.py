@@ -1,7 +1,8 @@
 """What a site's operator allows beside the budget: how often, when, and with how many patients.
 
-Limits are checked before anything is charged. A reply that was paid for is sent again at
-any time, because nothing is used for it.
+How often and when is checked before anything is charged; with how many patients, when images
+are prepared and when the service starts, because the coordinator sees a refusal. A reply that
+was paid for is sent again at any time, because nothing is used for it.
 
 Rounds are counted in the ledger, which no message and no restart can shorten, by
 :func:`synth_common.clock.may_be_within`: a wall clock that jumps brings no round more while

@@ -71,6 +71,7 @@ def start(directory: Path, name: str, say: Say, serve: Serve | None = None) -> N
     Raises:
         ConfigError, DataError, EnrolmentError, LedgerError, BudgetError: The site is not ready;
             nothing was answered.
+        LimitError: Fewer training patients than ``limits.min_patients``.
         RunningError: It runs already.
         RefusedError: The coordinator turns this site away.
         Interrupted: A message was abandoned.
@@ -82,7 +83,10 @@ def start(directory: Path, name: str, say: Say, serve: Serve | None = None) -> N
     )
     with lock.hold(directory):
         account = balance(directory / "ledger.sqlite")
-        site, events = _site(directory, settings), SiteEvents(directory, say)
+        site = _site(directory, settings)
+        # Here, and not in an answer: whether one patient more is there is nobody else's business.
+        settings.limits.require_patients(site.train.unit_count())
+        events = SiteEvents(directory, say)
         app = _app(site, settings, kit, events)
         with _stopping(directory, events) as stopping:
             events.started(

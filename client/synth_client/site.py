@@ -98,10 +98,12 @@ class Site:
     def require_within_limits(self, ledger: Ledger) -> None:
         """Refuse what the operator's limits forbid now; called before anything is charged.
 
+        The coordinator sees the refusal, so it may depend on the ledger and the clock only: how
+        many patients there are is looked at before the service starts.
+
         Raises:
             LimitError: Names the limit.
         """
-        self.limits.require_patients(self.train.unit_count())
         self.limits.require_room(ledger.reservations(), moment())
 
     def sample_rate(self, plan: Plan) -> float:

@@ -31,26 +31,19 @@ class Recipe:
         return (*self.defaults, *wanted, *self.settings)
 
 
+_RELEASE_ONLY = (
+    "generator.family=embedding",
+    "training.rounds=0",
+    "release.embedding.share=1.0",
+)
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "vae-site": Recipe(("generator.family=vae", "generator.site_normalisation=true")),
         "gan-site": Recipe(("generator.family=gan", "generator.site_normalisation=true")),
         # The family's own name: it needs its release, and has no rounds.
-        "embedding": Recipe(
-            (
-                "generator.family=embedding",
-                "training.rounds=0",
-                "release.embedding.share=1.0",
-            )
-        ),
-        "embedding-refined": Recipe(
-            (
-                "generator.family=embedding",
-                "training.rounds=0",
-                "release.embedding.share=1.0",
-            ),
-            ("generator.features=3000",),
-        ),
+        "embedding": Recipe(_RELEASE_ONLY),
+        "embedding-refined": Recipe(_RELEASE_ONLY, ("generator.features=3000",)),
         "curriculum": Recipe(("generator.family=vae",), ("release.embedding.share=0.5",)),
     }
 )

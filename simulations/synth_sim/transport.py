@@ -22,6 +22,7 @@ from synth_common.flower import (
     Context,
     Grid,
     Message,
+    MessageGrid,
     RecordDict,
     Run,
     delivered,
@@ -33,7 +34,7 @@ from synth_common.flower import (
 Engine = Literal["inprocess", "ray"]
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(MessageGrid):
     """Flower's Grid where every node is a call of one ClientApp in this process.
 
     Messages are copied on their way in and out, as a network would. A site runs when its
@@ -66,17 +67,6 @@ class InProcessGrid(Grid):
     def run(self) -> Run:
         """See Flower's Grid."""
         return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See Flower's Grid."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """See Flower's Grid."""

@@ -51,6 +51,7 @@ from flwr.supercore.run import Run  # noqa: E402
 
 from synth_common.flower.engine import ray_grid, require_ray  # noqa: E402
 from synth_common.flower.records import (  # noqa: E402
+    MessageGrid,
     PassingGrid,
     arrays_of,
     delivered,
@@ -68,6 +69,7 @@ __all__ = [
     "Error",
     "Grid",
     "Message",
+    "MessageGrid",
     "MetricRecord",
     "PassingGrid",
     "RecordDict",

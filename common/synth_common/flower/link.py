@@ -19,12 +19,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Protocol
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID
 from flwr.server.superlink.linkstate.in_memory_linkstate import InMemoryLinkState
-from flwr.serverapp import Grid
 from flwr.supercore.constant import NOOP_FEDERATION_ID, NodeStatus, TaskType
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -39,7 +38,7 @@ from synth_common.errors import ConfigError, DataError, FederationError, Storage
 from synth_common.flower.desk import Desk, Letter
 from synth_common.flower.fleet import Fleet
 from synth_common.flower.gate import Gate, Judge
-from synth_common.flower.records import quiet_logs
+from synth_common.flower.records import MessageGrid, quiet_logs
 from synth_common.flower.serving import Listener, bound, serving
 from synth_common.flower.spool import ContentReader, Spool, SpooledStore
 
@@ -106,7 +105,7 @@ class _Roster:
         return {name: now - self._heard[name] for name in names if name in self._heard}
 
 
-class LinkGrid(Grid):
+class LinkGrid(MessageGrid):
     """Flower's Grid over the network.
 
     A message waits for its site as long as the caller waits for the answer: whoever is
@@ -159,17 +158,6 @@ class LinkGrid(Grid):
     def run(self) -> Run:
         """See Flower's Grid."""
         return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See Flower's Grid."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Nodes of the sites that are online."""

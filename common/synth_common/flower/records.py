@@ -97,7 +97,22 @@ def delivered(message: Message, message_id: str, *, move: bool = False) -> Messa
     return copied
 
 
-class PassingGrid(Grid):
+class MessageGrid(Grid):
+    """A grid whose messages are made by their constructor, as Flower advises."""
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See Flower's Grid."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+class PassingGrid(MessageGrid):
     """A grid around another one, for what watches or guards the messages that pass.
 
     Subclasses change :meth:`send_and_receive`.
@@ -114,17 +129,6 @@ class PassingGrid(Grid):
     def run(self) -> Run:
         """See Flower's Grid."""
         return self._inner.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See Flower's Grid."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """See Flower's Grid."""
