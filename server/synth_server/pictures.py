@@ -49,12 +49,22 @@ def synthetic_grid(plan: Plan, generator: Generator, gallery: Gallery) -> Fact:
     labels = np.repeat(np.arange(len(plan.generator.classes), dtype=np.int64), gallery.columns)
     images = sample_images(generator, labels, derive_seed(gallery.seed, "grid"))
     terms = plan.privacy
-    caption = f"Synthetic images by {plan.generator.family.upper()}" + (
+    caption = f"Synthetic images by {_family(plan)}" + (
         f", epsilon {terms.epsilon:g} per {terms.unit}"
         if terms.private
         else ", trained WITHOUT privacy"
     )
     return grid(gallery, "synthetic", images, ("synthetic", caption), scope_of(plan))
+
+
+def _family(plan: Plan) -> str:
+    """The family, and what a release had to do with it."""
+    family = plan.generator.family
+    if family == "embedding":
+        return "one release"
+    if plan.release.embedding is None:
+        return family.upper()
+    return f"{family.upper()} {'started from' if plan.training.rounds else 'taught by'} a release"
 
 
 def grid(
