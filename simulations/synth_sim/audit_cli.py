@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from synth_common.errors import AuditError
+from synth_common.release import verify_cli
 from synth_common.reporting import ethics_cli
 from synth_common.terminal import guarded
 from synth_sim.cli_options import (
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 ethics_cli.add_to(app)
+verify_cli.add_to(app)
 
 
 @app.callback()
