@@ -161,7 +161,7 @@ def _require_fitting(run: FinishedRun, name: str, statement: PrivacyStatement) -
         "simulated": (statement.simulated, run.simulation),
     }
     wrong = [f"{key} = {its!r} against {own!r}" for key, (its, own) in pairs.items() if its != own]
-    wrong += statement.differences(run.plan)
+    wrong += statement.differences(run.plan.to_json())
     if wrong:
         raise PrivacyError(
             f"the statement of {name} does not fit the run (statement against run): "

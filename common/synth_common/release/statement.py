@@ -6,14 +6,15 @@ it for another run or plan: both are in the signed text, and the plan's digest i
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import AwareDatetime, Field
 
 from synth_common.errors import ConfigError, VerificationError
-from synth_common.plan import Accountant, Plan, SiteName, StrictModel, TrustModel, Unit
-from synth_common.promise import ADJACENCY, trust_words
+from synth_common.plan import Accountant, SiteName, StrictModel, TrustModel, Unit
 from synth_common.release import dsse
 from synth_common.release.names import PLAN
 from synth_common.validation import validate
@@ -21,6 +22,18 @@ from synth_common.validation import validate
 KIND = "urn:synthward:privacy-statement:1"
 _Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+_TERMS = (
+    "delta",
+    "unit",
+    "trust_model",
+    "accountant",
+    "clip_norm",
+    "max_images_per_patient",
+    "noise",
+)
+"""What a statement repeats of the plan's ``privacy`` section."""
 
 
 class StatedUse(StrictModel):
@@ -81,24 +94,30 @@ class PrivacyStatement(StrictModel):
     ledger_entries: Annotated[int, Field(ge=1)]
     made: AwareDatetime
 
-    def differences(self, plan: Plan) -> list[str]:
-        """In which of the plan's terms the statement says something else, in words."""
-        terms = plan.privacy
-        pairs = {
-            "plan_digest": (self.plan_digest, plan.digest()),
-            "delta": (self.delta, terms.delta),
-            "unit": (self.unit, terms.unit),
-            "adjacency": (self.adjacency, ADJACENCY[terms.unit]),
-            "trust_model": (self.trust_model, terms.trust_model),
-            "trust_meaning": (self.trust_meaning, trust_words(plan)),
-            "accountant": (self.accountant, terms.accountant),
-            "clip_norm": (self.clip_norm, terms.clip_norm),
-            "max_images_per_patient": (self.max_images_per_patient, terms.max_images_per_patient),
-            "noise": (self.noise, terms.noise),
-        }
+    def differences(self, plan_text: str) -> list[str]:
+        """In which of the plan's terms the statement says something else, in words.
+
+        Numbers and names are compared, and not their wording, which other versions may put
+        otherwise; and the plan as it was written, which other versions may read otherwise.
+
+        Args:
+            plan_text: The plan as canonical JSON.
+
+        Raises:
+            ValueError, KeyError, TypeError: It is no plan.
+        """
+        terms = json.loads(plan_text)["privacy"]
+        own = self.model_dump(mode="json")
+        pairs = {key: (own[key], terms[key]) for key in _TERMS}
+        pairs["plan_digest"] = (self.plan_digest, digest_of_plan(plan_text))
         return [
             f"{key} = {its!r} against {own!r}" for key, (its, own) in pairs.items() if its != own
         ]
+
+
+def digest_of_plan(text: str) -> str:
+    """SHA-256 of a plan's canonical JSON, as :meth:`synth_common.plan.Plan.digest` has it."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sign_statement(statement: PrivacyStatement, key: Ed25519PrivateKey) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from synth_common.errors import ConfigError, DataError, VerificationError
-from synth_common.plan import Plan
 from synth_common.release import dsse, png, sums
 from synth_common.release.marking import XMP_KEYWORD, is_marked
 from synth_common.release.names import (
@@ -29,7 +28,7 @@ from synth_common.release.names import (
     SUMS,
     ReleaseName,
 )
-from synth_common.release.statement import PrivacyStatement, read_statement
+from synth_common.release.statement import PrivacyStatement, digest_of_plan, read_statement
 from synth_common.release.verdict import Code, Verdict
 from synth_common.release.withdrawal import find, read_withdrawals
 
@@ -145,23 +144,23 @@ def _check_statements(
             verdict.blame(code, site, f"the statement of {site} {text}")
 
 
-def _plan(plain: Mapping[str, Path], predicate: Mapping[str, Any], verdict: Verdict) -> Plan | None:
-    """The plan of the bundle, if it is the one that was signed for."""
+def _plan(plain: Mapping[str, Path], predicate: Mapping[str, Any], verdict: Verdict) -> str | None:
+    """The plan of the bundle as it is written, if it is the one that was signed for."""
     if PLAN not in plain:
         return None  # named among the missing files
     try:
-        plan = Plan.from_json(_text(plain[PLAN]))
-    except (ConfigError, OSError, ValueError) as err:
-        verdict.blame("plan", PLAN, f"{PLAN} is no plan: {err}")
+        text = _text(plain[PLAN])
+    except (OSError, ValueError) as err:
+        verdict.blame("plan", PLAN, f"{PLAN} cannot be read: {err}")
         return None
-    if plan.digest() != predicate.get("plan_digest"):
+    if digest_of_plan(text) != predicate.get("plan_digest"):
         verdict.blame("plan", PLAN, f"{PLAN} is another plan than the release was signed for")
         return None
-    return plan
+    return text
 
 
 def _misfits(
-    site: str, statement: PrivacyStatement, predicate: Mapping[str, Any], plan: Plan | None
+    site: str, statement: PrivacyStatement, predicate: Mapping[str, Any], plan: str | None
 ) -> Iterator[tuple[Code, str]]:
     """In what a statement does not belong to the release."""
     if statement.site != site:
@@ -172,8 +171,16 @@ def _misfits(
         yield "statement-run", f"says simulated = {statement.simulated}, the release the contrary"
     if statement.plan_digest != predicate.get("plan_digest"):
         yield "statement-plan", f"is of plan {statement.plan_digest[:12]}, another than signed"
-    elif plan is not None and (wrong := statement.differences(plan)):
-        yield "statement-plan", f"contradicts the plan (statement against plan): {'; '.join(wrong)}"
+    elif plan is not None and (wrong := _contradictions(statement, plan)):
+        yield "statement-plan", f"contradicts the plan (statement against plan): {wrong}"
+
+
+def _contradictions(statement: PrivacyStatement, plan: str) -> str:
+    """In which terms, in words; empty for none."""
+    try:
+        return "; ".join(statement.differences(plan))
+    except (ValueError, KeyError, TypeError) as err:
+        return f"{PLAN} has no terms that can be read: {type(err).__name__}"
 
 
 def _check_reports(
