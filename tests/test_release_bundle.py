@@ -38,6 +38,7 @@ from synth_common.privacy.accounting import epsilon
 from synth_common.privacy.ledger import Ledger
 from synth_common.release.dicom import unmarked
 from synth_common.release.drawing import draw, mix, splits
+from synth_common.release.marks import marking_fact
 from synth_common.release.metadata import scan
 from synth_common.release.names import ReleaseName
 from synth_common.release.papers import leaving
@@ -187,6 +188,16 @@ def test_the_papers_quote_the_statements_the_charter_and_the_facts(released: Rel
     assert "All classes have the same share" in sheet
     assert book.value("plan.digest") in card
     assert "SPDX-License-Identifier: CC-BY-4.0" in (released.bundle / "LICENSE").read_text()
+
+
+def test_the_marks_are_read_again_and_recorded(released: Released, tmp_path: Path) -> None:
+    report = json.loads((released.bundle / "report.json").read_text())
+    recorded = [entry["value"] for entry in report["other"] if entry["name"] == "release.marking"]
+    assert [value["verified"] for value in recorded] == [3 * COUNT]  # images, masks and objects
+    plain = tmp_path / "000000.png"
+    Image.fromarray(np.zeros((28, 28), dtype=np.uint8)).save(plain)
+    with pytest.raises(VerificationError, match="not marked as synthetic"):
+        marking_fact({"images/train/000000.png": plain})
 
 
 def test_the_mix_follows_released_shares_and_nothing_else() -> None:

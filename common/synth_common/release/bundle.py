@@ -24,6 +24,7 @@ from synth_common.release.croissant import croissant
 from synth_common.release.drawing import Mix, draw, mix
 from synth_common.release.formats import Format, NpzWriter, PngWriter, Writer
 from synth_common.release.marking import software
+from synth_common.release.marks import marking_fact
 from synth_common.release.names import (
     CROISSANT,
     LICENSE,
@@ -42,8 +43,8 @@ from synth_common.release.statement import PrivacyStatement
 if TYPE_CHECKING:
     from synth_common.generators import Generator
 
-Report = Callable[[Path, Charter, Path], object]
-"""Writes a further report of a run directory into a folder, by the charter."""
+Report = Callable[[Path, Charter, Path, Sequence[Fact]], object]
+"""Writes a further report of a run directory into a folder, by the charter and more facts."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ def _fill(material: Material, order: Order, folder: Path, key: Ed25519PrivateKey
     seed, made = _seed(material, order), wall_clock.now()
     chosen = mix(material.plan, order.count, material.shares, seed)
     counts = _write_images(material, order, chosen, folder)
-    report = write_report(leaving(material.facts, material.simulation), material.run_dir, folder)
+    marked = marking_fact(sums.files_below(folder)[0])
+    facts = [*leaving(material.facts, material.simulation), marked]
+    report = write_report(facts, material.run_dir, folder)
     card = Card(
         release=order.release,
         made=made,
@@ -152,7 +155,7 @@ def _fill(material: Material, order: Order, folder: Path, key: Ed25519PrivateKey
     )
     _write_papers(material, card, folder)
     for write in order.reports:
-        write(material.run_dir, material.charter, folder)
+        write(material.run_dir, material.charter, folder, [marked])
     _sign(card, material, folder, key)
 
 

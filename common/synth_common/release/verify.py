@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from synth_common.errors import ConfigError, DataError, VerificationError
-from synth_common.release import dsse, png, sums
-from synth_common.release.marking import XMP_KEYWORD, is_marked
+from synth_common.errors import ConfigError, VerificationError
+from synth_common.release import dsse, sums
+from synth_common.release.marks import is_png, unmarked
 from synth_common.release.names import (
     IMAGES,
     METADATA,
@@ -207,15 +207,9 @@ def _check_reports(
 def _check_images(plain: Mapping[str, Path], verdict: Verdict) -> None:
     """Every image is marked as synthetic, and the table lists exactly the images there are."""
     for name, path in plain.items():
-        if name.startswith(f"{IMAGES}/") and name.endswith(".png"):
-            verdict.images += 1
-            for why in _unmarked_png(path):
-                verdict.blame("marking", name, f"{name} is not marked as synthetic: {why}")
-        elif name.endswith(".dcm"):
-            from synth_common.release.dicom import unmarked
-
-            for why in unmarked(path):
-                verdict.blame("marking", name, f"{name} is not marked as synthetic: {why}")
+        verdict.images += int(is_png(name))
+        for why in unmarked(name, path):
+            verdict.blame("marking", name, f"{name} is not marked as synthetic: {why}")
     if METADATA not in plain:
         return
     there = {name.removeprefix(f"{IMAGES}/") for name in plain if name.endswith(".png")}
@@ -228,18 +222,6 @@ def _check_images(plain: Mapping[str, Path], verdict: Verdict) -> None:
     for name in sorted(there ^ listed):
         text = "does not list" if name in there else "lists, and there is no"
         verdict.blame("metadata", name, f"{METADATA} {text} {name}")
-
-
-def _unmarked_png(path: Path) -> list[str]:
-    """Why a PNG is not marked; empty if it is."""
-    try:
-        found = [png.text_of(c) for c in png.chunks(path.read_bytes()) if c.kind == "iTXt"]
-    except DataError as err:
-        return [str(err)]
-    packets = [text for keyword, text in found if keyword == XMP_KEYWORD]
-    if is_marked(packets):
-        return []
-    return ["its XMP does not say trainedAlgorithmicMedia" if packets else "it has no XMP packet"]
 
 
 def _check_keys(keys: Mapping[str, str], verdict: Verdict) -> None:
