@@ -278,6 +278,19 @@ def test_what_is_planted_in_a_header_is_found(synthetic: Path, name: str) -> Non
     assert _found(synthetic) == expected
 
 
+def test_pixels_of_objects_are_looked_at_where_there_are_some(synthetic: Path) -> None:
+    background = np.full((128, 128), 90, dtype=np.uint8)
+    data = dcmread(synthetic)
+    data.Rows = data.Columns = 128
+    data.PixelData = _with_text(128, 14, background).astype(np.uint8).tobytes()
+    data.save_as(synthetic)
+    found = {(f.kind, f.place) for f in scan(synthetic).findings}
+    assert found == {("burned-in text", "pixels")}
+    del data.PixelData
+    data.save_as(synthetic)
+    assert list(scan(synthetic).findings) == []
+
+
 def test_a_preamble_that_hides_something_is_found(synthetic: Path) -> None:
     content = synthetic.read_bytes()
     synthetic.write_bytes(b"Patient: Hans".ljust(128, b"\0") + content[128:])

@@ -160,10 +160,14 @@ def _shown(value: Any) -> str:
 def grey_frame(path: Path) -> npt.NDArray[np.float64]:
     """The first frame of a DICOM file as (H, W) grey values, as they are stored.
 
+    One that holds no image gives a single pixel.
+
     Raises:
         Exception: Whatever the decoder meets.
     """
     data = dcmread(path)
+    if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        return np.zeros((1, 1))
     pixels = np.asarray(data.pixel_array, dtype=np.float64)
     if int(data.get("NumberOfFrames", 1) or 1) > 1:
         pixels = pixels[0]
