@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from enrolment_scenario import Clock
+    from release_bundles import Released
 
 for _name, _value in {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -43,3 +44,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     fixed = Clock()
     monkeypatch.setattr("synth_common.wall_clock.now", fixed)
     return fixed
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Released:
+    """A finished small run with its release; tests copy what they change."""
+    from release_bundles import make
+
+    return make(tmp_path_factory.mktemp("released"))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from synth_client import enrol_cli, service_cli
+from synth_client import enrol_cli, service_cli, statement_cli
 from synth_client.cli_options import HOME, HomeOption, OperatorOption, ReasonOption, SiteOption
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded, show_version
@@ -30,6 +30,7 @@ app.add_typer(plan_app)
 app.command("init")(enrol_cli.init)
 app.command("accept")(enrol_cli.accept)
 service_cli.add_to(app)
+app.command("statement")(statement_cli.statement)
 
 VersionOption = Annotated[
     bool,

@@ -130,6 +130,24 @@ class UnreachableError(SynthwardError):
     exit_code = 20
 
 
+class VerificationError(SynthwardError):
+    """A release bundle or a signed statement is not what was signed, or was withdrawn."""
+
+    exit_code = 24
+
+
+class UnknownSignerError(SynthwardError):
+    """A release bundle is whole, but nobody said whose the keys are that signed it."""
+
+    exit_code = 25
+
+
+class IdentifierError(SynthwardError):
+    """A scan found what may identify a person, place or device in files meant for release."""
+
+    exit_code = 26
+
+
 class Interrupted(SynthwardError):
     """The user stopped the run (Ctrl-C or SIGTERM); it can be resumed."""
 

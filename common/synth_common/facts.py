@@ -86,6 +86,7 @@ CATALOGUE: Mapping[str, str] = {
     "audit.canaries": "Lower bounds on epsilon from canaries, the verdict on the claim, the power",
     "samples.traversal": "Images along one direction of the latent space, and its activity",
     "samples.grid": "A sample grid (file relative to the run directory)",
+    "release.marking": "Marks as synthetic on every released image, and whether they were verified",
     "compare.row": "One row of a comparison of generators and budgets",
     "compare.seeds": "A generator and budget of a comparison over several seeds: means, ranges",
     "compare.together": "Epsilon of all private runs of a comparison on one site, composed",

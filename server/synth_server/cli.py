@@ -11,7 +11,7 @@ import typer
 
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded, show_version
-from synth_server import service_cli
+from synth_server import publish_cli, service_cli
 
 if TYPE_CHECKING:
     from synth_server.kits import Issued
@@ -27,6 +27,8 @@ app = typer.Typer(
 app.command("start")(service_cli.start)
 app.command("resume")(service_cli.resume)
 app.command("status")(service_cli.status)
+app.command("release")(publish_cli.release)
+app.command("withdraw")(publish_cli.withdraw)
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
 VersionOption = Annotated[

@@ -14,17 +14,10 @@ from typing import Any
 from synth_common.facts import Fact, read_facts
 from synth_common.generators import Generator
 from synth_common.plan import Plan, PretrainingPlan
+from synth_common.promise import ADJACENCY, trust_words
 
 _SOURCE = "synth_server.record"
 _LIBRARIES = ("synthward", "torch", "opacus", "flwr", "dp-accounting", "numpy", "scikit-learn")
-_LOCAL = (
-    "A patient trusts the own hospital alone: every update that leaves it already carries the "
-    "noise of the stated epsilon."
-)
-_ADJACENCY = {
-    "patient": "add or remove one patient (all of the patient's images)",
-    "image": "add or remove one image",
-}
 _NOISE = {
     "simulation": "Seeded noise, so that the run can be repeated: this is a simulation and "
     "its images are not a release.",
@@ -72,33 +65,10 @@ def run_facts(start: RunStart, plan: Plan) -> list[Fact]:
         "privacy.unit": terms.unit,
         "privacy.delta": terms.delta,
         "privacy.trust_model": {"name": terms.trust_model, "meaning": trust_words(plan)},
-        "privacy.adjacency": _ADJACENCY[terms.unit],
+        "privacy.adjacency": ADJACENCY[terms.unit],
         "privacy.noise_source": {"kind": terms.noise, "statement": _NOISE[terms.noise]},
     }
     return [Fact(name, value, "public", source) for name, value in values.items()]
-
-
-def trust_words(plan: Plan) -> str:
-    """The trust model in words; without noise there is none to speak of."""
-    terms, embedding = plan.privacy, plan.release.embedding
-    if not terms.private:
-        return (
-            "Trained without noise: a patient must trust everyone who sees an update or an image."
-        )
-    if terms.trust_model == "local" or embedding is None:
-        return _LOCAL
-    others = {0: "none", 1: "at most one"}.get(
-        embedding.colluders, f"at most {embedding.colluders}"
-    )
-    words = (
-        "For the vector that every hospital sent once, a patient trusts the own hospital, and that "
-        f"{others} of the others shares what it knows with the coordinator: the coordinator "
-        "learnt the sum over the hospitals only, and the noise of the stated epsilon is in that "
-        "sum, each hospital having added a part."
-    )
-    if plan.training.rounds:
-        words += " In training rounds a patient trusts the own hospital alone."
-    return words
 
 
 def generator_fact(generator: Generator) -> Fact:

@@ -14,12 +14,12 @@ from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.discrete_gaussian import ROUNDING_VARIANCE
 from synth_common.privacy.release_noise import release_noise
 from synth_common.privacy.secure_sum import Lattice, NoiseTerms
+from synth_common.promise import trust_words
 from synth_common.randomness import derive_seed
 from synth_server.coordination import Coordination
 from synth_server.deployed import release_values
 from synth_server.learning import learn_release
 from synth_server.pictures import scope_of
-from synth_server.record import trust_words
 from synth_server.release import Releasing
 from synth_server.release_store import Release, load_release, save_release
 from synth_server.rounds import State

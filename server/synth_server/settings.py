@@ -9,7 +9,8 @@
     DIR/sites/NAME.json    an enrolled site: public keys, valid_until, revoked or not
     DIR/kits/NAME.json     what that site gets
     DIR/run/               the run: facts.jsonl, checkpoints/, samples/, report.html, and
-                           events.jsonl and state.json, which tell how it goes
+                           events.jsonl and state.json, which tell how it goes; statements/ of
+                           the sites and releases.jsonl once it is released
 """
 
 from __future__ import annotations

@@ -144,7 +144,18 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
             state = initial if checkpoint is None else dict(checkpoint.state)
             ended, judging = federate(run, options.engine, (completed, state))
             _finish(run, options, ended, (began, judging))
+    _state(scenario, options)
     return write_report(options.out)
+
+
+def _state(scenario: Scenario, options: RunOptions) -> None:
+    """Play the sites' operators: each states what the run charged, signed with its own key."""
+    from synth_client.statement import write_simulated
+    from synth_sim.prepare import site_directories
+
+    if scenario.privacy.private:
+        sites = site_directories(scenario, options.out).values()
+        write_simulated(sites, options.out / "statements", scenario.run_id())
 
 
 def _resumed(scenario: Scenario, options: RunOptions, log: FactLog, completed: int | None) -> None:

@@ -1,0 +1,1 @@
+"""Release bundles: synthetic images with their papers, signed, and how anybody checks them."""

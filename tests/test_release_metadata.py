@@ -1,0 +1,370 @@
+"""Identifiers that were planted are found, of every kind and in every place; clean files pass."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from typer.testing import CliRunner
+
+from synth_common.errors import ConfigError, IdentifierError
+from synth_common.release.burned_in import text_like
+from synth_common.release.dicom import DicomWriter, Origin
+from synth_common.release.identifiers import in_name, in_text
+from synth_common.release.metadata import scan
+from synth_common.release.picture import Picture
+from synth_common.release.png import encode
+from synth_sim.audit_cli import app
+
+PIXELS = np.random.default_rng(0).integers(100, 140, (1, 64, 64), dtype=np.uint8)
+
+
+def _found(path: Path) -> set[tuple[str, str]]:
+    return {(finding.kind, finding.place) for finding in scan(path, pixels=False).findings}
+
+
+def _picture() -> Image.Image:
+    return Image.fromarray(PIXELS[0])
+
+
+def _png(path: Path, **texts: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    _picture().save(path, pnginfo=info)
+
+
+def _insert(path: Path, kind: bytes, data: bytes) -> None:
+    """Put a chunk before the pixels."""
+    content = encode(PIXELS)
+    at = content.index(b"IDAT") - 4
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    chunk = struct.pack(">I", len(data)) + kind + data + checksum
+    path.write_bytes(content[:at] + chunk + content[at:])
+
+
+def _exif(path: Path, **values: object) -> None:
+    exif = Image.Exif()
+    for name, value in values.items():
+        if name.startswith("GPS"):
+            exif.get_ifd(ExifTags.IFD.GPSInfo)[ExifTags.GPS[name].value] = value
+        elif name in ("BodySerialNumber", "UserComment", "DateTimeOriginal"):
+            exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base[name].value] = value
+        else:
+            exif[ExifTags.Base[name].value] = value
+    _picture().save(path, exif=exif)
+
+
+def _xmp(path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", "<x:xmpmeta><dc:creator>Dr. Weber</dc:creator></x:xmpmeta>")
+    _picture().save(path, pnginfo=info)
+
+
+def _zip(path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", "MRN 0012345", zip=True)
+    _picture().save(path, pnginfo=info)
+
+
+def _tail(path: Path) -> None:
+    path.write_bytes(encode(PIXELS) + b"Patient: Hans")
+
+
+PLANTED: dict[str, tuple[str, Callable[[Path], object], set[tuple[str, str]]]] = {
+    "a name": ("a.png", lambda p: _png(p, Note="Patient: Miller"), {("name", "tEXt Note")}),
+    "a date of birth": (
+        "a.png",
+        lambda p: _png(p, Note="DOB 12.03.1961"),
+        {("date of birth", "tEXt Note")},
+    ),
+    "a date": ("a.png", lambda p: _png(p, Note="2021-05-04"), {("date", "tEXt Note")}),
+    "an id": ("a.png", _zip, {("id", "zTXt Comment")}),
+    "a serial number": (
+        "a.png",
+        lambda p: _png(p, Note="S/N AX-4711-22"),
+        {("device", "tEXt Note")},
+    ),
+    "an address": ("a.png", lambda p: _png(p, Note="a.b@ward.org"), {("contact", "tEXt Note")}),
+    "free text": (
+        "a.png",
+        lambda p: _png(p, Note="asthma of miller"),
+        {("free text", "tEXt Note")},
+    ),
+    "XMP": ("a.png", _xmp, {("name", "XMP in iTXt XML:com.adobe.xmp")}),
+    "a time chunk": (
+        "a.png",
+        lambda p: _insert(p, b"tIME", bytes([7, 229, 5, 4, 1, 2, 3])),
+        {("date", "tIME")},
+    ),
+    "an unknown chunk": (
+        "a.png",
+        lambda p: _insert(p, b"prVt", b"hidden"),
+        {("hidden data", "chunk prVt")},
+    ),
+    "bytes after the end": ("a.png", _tail, {("hidden data", "after the end of the picture")}),
+    "EXIF in PNG": (
+        "a.png",
+        lambda p: _exif(p, Artist="Weber"),
+        {("name", "EXIF Artist")},
+    ),
+    "a camera": (
+        "a.jpg",
+        lambda p: _exif(p, BodySerialNumber="123", DateTimeOriginal="2021:05:04 10:00:00"),
+        {("device", "EXIF BodySerialNumber"), ("date", "EXIF DateTimeOriginal")},
+    ),
+    "GPS": (
+        "a.jpg",
+        lambda p: _exif(p, GPSLatitudeRef="N", GPSLatitude=(51.0, 30.0, 0.0)),
+        {("position", "EXIF GPSLatitudeRef"), ("position", "EXIF GPSLatitude")},
+    ),
+    "a JPEG comment": (
+        "a.jpg",
+        lambda p: _picture().save(p, comment=b"knee of a teacher"),
+        {("free text", "comment")},
+    ),
+    "a TIFF": (
+        "a.tif",
+        lambda p: _exif(p, ImageDescription="Patient Miller"),
+        {("name", "EXIF ImageDescription")},
+    ),
+    "a name in a file name": (
+        "Miller_Hans.png",
+        lambda p: p.write_bytes(encode(PIXELS)),
+        {("name", "file name")},
+    ),
+    "a date in a file name": (
+        "scan-20210504.png",
+        lambda p: p.write_bytes(encode(PIXELS)),
+        {("date", "file name")},
+    ),
+    "an id in a file name": (
+        "pat0042.png",
+        lambda p: p.write_bytes(encode(PIXELS)),
+        {("id", "file name")},
+    ),
+    "a cut file": (
+        "a.png",
+        lambda p: p.write_bytes(encode(PIXELS)[:-20]),
+        {("unreadable", "PNG")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_is_planted_in_a_picture_is_found(tmp_path: Path, name: str) -> None:
+    file, plant, expected = PLANTED[name]
+    plant(tmp_path / file)
+    assert _found(tmp_path) == expected
+
+
+def test_a_marked_picture_and_plain_names_are_clean(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for name in ("000012.png", "lesion_7.png", "img-3.png"):
+        (tmp_path / "train" / name).write_bytes(encode(PIXELS))
+    _picture().save(tmp_path / "plain.jpg")
+    found = scan(tmp_path)
+    assert list(found.findings) == []
+    assert found.scanned == {"png": 3, "jpeg": 1}
+
+
+def test_a_mark_with_more_in_it_is_no_mark(tmp_path: Path) -> None:
+    content = encode(PIXELS)
+    assert _found(_write(tmp_path / "a.png", content)) == set()
+    info = PngImagePlugin.PngInfo()
+    with Image.open(tmp_path / "a.png") as picture:
+        packet = str(picture.info["XML:com.adobe.xmp"])
+    info.add_itxt("XML:com.adobe.xmp", packet.replace("Synthward ", 'Synthward" o="Dr. Weber '))
+    _picture().save(tmp_path / "a.png", pnginfo=info)
+    assert ("name", "XMP in iTXt XML:com.adobe.xmp") in _found(tmp_path)
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+# ------------------------------------------------------------------------------- DICOM
+
+
+@pytest.fixture
+def synthetic(tmp_path: Path) -> Path:
+    """A synthetic object of our own."""
+    origin = Origin(
+        "12ab34cd",
+        "Trained under differential privacy: epsilon 2.00, delta 1e-05 per patient at each site; "
+        "run 0a1b",
+    )
+    DicomWriter(tmp_path, ["lesion"], origin).add(Picture(3, "train", 0, 1, PIXELS, None))
+    return tmp_path / "dicom" / "train" / "000003.dcm"
+
+
+def test_a_synthetic_object_is_clean(synthetic: Path) -> None:
+    assert _found(synthetic) == set()
+
+
+def _private(data: Dataset) -> None:
+    data.private_block(0x0011, "ACME", create=True).add_new(1, "LO", "x")
+
+
+def _nested(data: Dataset) -> None:
+    item = Dataset()
+    item.ReferencedSOPInstanceUID = "1.2.3.4"
+    data.ReferencedImageSequence = [item]
+
+
+IN_DICOM: dict[str, tuple[Callable[[Dataset], object], set[tuple[str, str]]]] = {
+    "name": (lambda d: setattr(d, "PatientName", "Miller^Hans"), {("name", "PatientName")}),
+    "birth": (
+        lambda d: setattr(d, "PatientBirthDate", "19610312"),
+        {("date of birth", "PatientBirthDate")},
+    ),
+    "id": (lambda d: setattr(d, "PatientID", "4711"), {("id", "PatientID")}),
+    "date": (lambda d: setattr(d, "StudyDate", "20210504"), {("date", "StudyDate")}),
+    "serial": (
+        lambda d: setattr(d, "DeviceSerialNumber", "99"),
+        {("device", "DeviceSerialNumber")},
+    ),
+    "maker": (lambda d: setattr(d, "Manufacturer", "ACME"), {("device", "Manufacturer")}),
+    "place": (
+        lambda d: setattr(d, "InstitutionName", "St. Mary"),
+        {("institution", "InstitutionName")},
+    ),
+    "age": (lambda d: setattr(d, "PatientAge", "060Y"), {("patient data", "PatientAge")}),
+    "comment": (
+        lambda d: setattr(d, "ImageComments", "limping teacher"),
+        {("free text", "ImageComments")},
+    ),
+    "uid": (
+        lambda d: setattr(d, "StudyInstanceUID", "1.3.6.1.4.1.9.1"),
+        {("id", "StudyInstanceUID")},
+    ),
+    "nested": (
+        _nested,
+        {("id", "ReferencedImageSequence/ReferencedSOPInstanceUID")},
+    ),
+    "private": (
+        _private,
+        {
+            ("hidden data", "private element (0011,0010)"),
+            ("hidden data", "private element (0011,1001)"),
+        },
+    ),
+    "burned": (
+        lambda d: setattr(d, "BurnedInAnnotation", "YES"),
+        {("burned-in text", "BurnedInAnnotation")},
+    ),
+    "near miss": (
+        lambda d: setattr(d, "SeriesDescription", "Synthetic: of Dr. Weber"),
+        {("name", "SeriesDescription")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_DICOM)
+def test_what_is_planted_in_a_header_is_found(synthetic: Path, name: str) -> None:
+    plant, expected = IN_DICOM[name]
+    data = dcmread(synthetic)
+    plant(data)
+    data.save_as(synthetic)
+    assert _found(synthetic) == expected
+
+
+def test_pixels_of_objects_are_looked_at_where_there_are_some(synthetic: Path) -> None:
+    background = np.full((128, 128), 90, dtype=np.uint8)
+    data = dcmread(synthetic)
+    data.Rows = data.Columns = 128
+    data.PixelData = _with_text(128, 14, background).astype(np.uint8).tobytes()
+    data.save_as(synthetic)
+    found = {(f.kind, f.place) for f in scan(synthetic).findings}
+    assert found == {("burned-in text", "pixels")}
+    del data.PixelData
+    data.save_as(synthetic)
+    assert list(scan(synthetic).findings) == []
+
+
+def test_a_preamble_that_hides_something_is_found(synthetic: Path) -> None:
+    content = synthetic.read_bytes()
+    synthetic.write_bytes(b"Patient: Hans".ljust(128, b"\0") + content[128:])
+    assert _found(synthetic) == {("hidden data", "preamble")}
+
+
+# ------------------------------------------------------------------------ burned-in text
+
+
+def _with_text(size: int, height: int, background: np.ndarray, ink: int = 255) -> np.ndarray:
+    picture = Image.fromarray(background)
+    font = ImageFont.load_default(size=height)
+    ImageDraw.Draw(picture).text((3, 2), "MILLER^HANS 1961", fill=ink, font=font)
+    return np.asarray(picture, dtype=np.float64)
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_clear_text_at_the_border_is_found_and_smooth_pictures_are_not(size: int) -> None:
+    y, x = np.mgrid[:size, :size] / size
+    smooth = (120 + 80 * np.sin(5 * x) * np.cos(4 * y)).astype(np.uint8)
+    assert text_like(smooth.astype(np.float64)) == []
+    assert text_like(_with_text(size, 14, smooth, ink=255))
+    assert text_like(_with_text(size, 14, 255 - smooth, ink=0))
+    middle = np.roll(_with_text(size, 14, smooth), (size // 2 - 8, 20), axis=(0, 1))
+    assert text_like(middle) == []  # not near the border; see the known limits
+    assert text_like(np.zeros((size, size))) == []
+
+
+def test_burned_in_text_is_a_finding_of_a_scan(tmp_path: Path) -> None:
+    background = np.full((128, 128), 90, dtype=np.uint8)
+    Image.fromarray(_with_text(128, 14, background).astype(np.uint8)).save(tmp_path / "a.png")
+    kinds = {(finding.kind, finding.place) for finding in scan(tmp_path).findings}
+    assert kinds == {("burned-in text", "pixels")}
+
+
+# ----------------------------------------------------------------------------- the words
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("geb. 12.03.1961", "date of birth"),
+        ("20210504", "date"),
+        ("04/05/2021", "date"),
+        ("ID of case 12: patient id 12345", "id"),
+        ("987654321", "id"),
+        ("123-45-6789", "id"),
+        ("Miller^Hans", "name"),
+        ("52.5200, 13.4050", "position"),
+        ("+49 30 1234567", "contact"),
+    ],
+)
+def test_texts_with_a_form_are_recognised(text: str, kind: str) -> None:
+    assert kind in {found for found, _ in in_text(text)}
+
+
+@pytest.mark.parametrize("name", ["000123", "lesion_12", "train", "val-3", "chest-xray-1.0.0"])
+def test_names_that_say_nothing_are_left_alone(name: str) -> None:
+    assert list(in_name(name)) == []
+
+
+def test_the_command_prints_findings_takes_what_was_looked_at_and_ends_with_its_code(
+    tmp_path: Path,
+) -> None:
+    run = CliRunner().invoke
+    _png(tmp_path / "a.png", Software="viewer")
+    found = run(app, ["metadata", str(tmp_path)])
+    assert isinstance(found.exception, IdentifierError)
+    assert "a.png: free text in tEXt Software: viewer" in found.output
+    as_json = json.loads(run(app, ["metadata", str(tmp_path), "--json"]).output)
+    assert as_json["findings"] == [
+        {"file": "a.png", "kind": "free text", "place": "tEXt Software", "value": "viewer"}
+    ]
+    allowed = run(app, ["metadata", str(tmp_path), "--allow", "viewer"])
+    assert allowed.exit_code == 0, allowed.output
+    missing = run(app, ["metadata", str(tmp_path / "nothing")])
+    assert isinstance(missing.exception, ConfigError)

@@ -1,0 +1,313 @@
+"""A tampered release is caught, and what was done to it is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom import dcmread
+from release_bundles import Released, edit_signed, resign, restate
+from typer.testing import CliRunner
+
+from synth_common.errors import ConfigError, UnknownSignerError, VerificationError
+from synth_common.keys import make_signing_key, signing_public
+from synth_common.release.names import SIGNATURE, ReleaseName
+from synth_common.release.png import encode
+from synth_common.release.verdict import Verdict, read_keys
+from synth_common.release.verify import verify_bundle
+from synth_common.release.withdrawal import withdraw
+from synth_sim.audit_cli import app
+
+OTHER = "0" * 64
+
+
+def _image(bundle: Path) -> Path:
+    return min((bundle / "images" / "train").glob("0*.png"))
+
+
+def _name(bundle: Path, path: Path) -> str:
+    return path.relative_to(bundle).as_posix()
+
+
+def _problems(verdict: Verdict) -> set[tuple[str, str]]:
+    return {(problem.code, problem.where) for problem in verdict.problems}
+
+
+def _change_pixel(bundle: Path) -> None:
+    pixels = np.asarray(Image.open(_image(bundle))).copy()
+    pixels[3, 3] ^= 1
+    _image(bundle).write_bytes(encode(pixels[None]))
+
+
+def _remove_mark(bundle: Path) -> None:
+    Image.open(_image(bundle)).save(_image(bundle))
+
+
+def _unmark_dicom(bundle: Path) -> None:
+    path = min((bundle / "dicom" / "train").glob("*.dcm"))
+    data = dcmread(path)
+    data.SyntheticData = "NO"
+    data.save_as(path)
+
+
+def _swap_report(bundle: Path) -> None:
+    path = bundle / "report.json"
+    report = json.loads(path.read_text())
+    report["run"]["id"] = "another"
+    path.write_text(json.dumps(report))
+
+
+def _drop_row(bundle: Path) -> None:
+    path = bundle / "images" / "metadata.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:1], *lines[2:]]) + "\n")
+
+
+def _swap_plan(bundle: Path) -> None:
+    path = bundle / "plan.json"
+    path.write_text(path.read_text().replace('"rounds":2', '"rounds":3'))
+
+
+def _link(bundle: Path) -> None:
+    path = _image(bundle)
+    path.unlink()
+    path.symlink_to(bundle / "LICENSE")
+
+
+def _alter_sums(bundle: Path) -> None:
+    path = bundle / "SHA256SUMS"
+    path.write_text(path.read_text().replace("LICENSE", "LICENCE"))
+
+
+def _lower_epsilon(path: Path) -> None:
+    edit_signed(path, lambda said: said.update(epsilon=0.1))
+
+
+IMAGE = "images/train/000000.png"
+TAMPERINGS: dict[str, tuple[Callable[[Path], object], set[tuple[str, str]]]] = {
+    "a changed pixel": (_change_pixel, {("changed", IMAGE), ("sums", IMAGE)}),
+    "a swapped report": (
+        _swap_report,
+        {("changed", "report.json"), ("sums", "report.json"), ("report", "report.json")},
+    ),
+    "a missing file": (
+        lambda b: (b / "DATASHEET.md").unlink(),
+        {("missing", "DATASHEET.md")},
+    ),
+    "an extra file": (
+        lambda b: (b / "images" / "train" / "readme.txt").write_text("hello"),
+        {("extra", "images/train/readme.txt"), ("sums", "images/train/readme.txt")},
+    ),
+    "a missing statement": (
+        lambda b: (b / "statements" / "beta.json").unlink(),
+        {("missing", "statements/beta.json"), ("statement-missing", "beta")},
+    ),
+    "an edited statement": (
+        lambda b: _lower_epsilon(b / "statements" / "beta.json"),
+        {
+            ("changed", "statements/beta.json"),
+            ("sums", "statements/beta.json"),
+            ("statement-forged", "beta"),
+        },
+    ),
+    "altered sums": (
+        _alter_sums,
+        {("changed", "SHA256SUMS"), ("sums", "LICENSE")},
+    ),
+    "a removed mark": (
+        _remove_mark,
+        {("changed", IMAGE), ("sums", IMAGE), ("marking", IMAGE)},
+    ),
+    "a row less in the table": (
+        _drop_row,
+        {
+            ("changed", "images/metadata.csv"),
+            ("sums", "images/metadata.csv"),
+            ("metadata", "train/000000.png"),
+            ("metadata", "train/mask-000000.png"),
+        },
+    ),
+    "another plan": (
+        _swap_plan,
+        {("changed", "plan.json"), ("sums", "plan.json"), ("plan", "plan.json")},
+    ),
+    "an edited signature": (
+        lambda b: edit_signed(b / SIGNATURE, lambda said: said.update(simulation=False)),
+        {("signature", SIGNATURE)},
+    ),
+    "no signature": (lambda b: (b / SIGNATURE).unlink(), {("signature", SIGNATURE)}),
+    "another name": (
+        lambda b: b.rename(b.with_name("lungs-2.0.0")),
+        {("name", "lungs-2.0.0")},
+    ),
+}
+
+
+def test_a_release_as_it_was_signed_verifies(released: Released) -> None:
+    verdict = verify_bundle(released.bundle, read_keys(released.keys))
+    assert verdict.problems == []
+    assert verdict.known
+    assert verdict.simulation
+    assert verdict.release == "lungs 1.0.0"
+    assert set(verdict.epsilons) == {"alpha", "beta"}
+    assert verdict.images == 48  # with the masks
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_tampering_is_caught_by_name(released: Released, tmp_path: Path, name: str) -> None:
+    bundle = released.copy(tmp_path)
+    assert _name(bundle, _image(bundle)) == IMAGE
+    tamper, expected = TAMPERINGS[name]
+    tamper(bundle)
+    bundle = next(tmp_path.iterdir())
+    assert _problems(verify_bundle(bundle, read_keys(released.keys))) == expected
+
+
+def test_a_link_in_the_place_of_a_file_is_caught(released: Released, tmp_path: Path) -> None:
+    bundle = released.copy(tmp_path)
+    _link(bundle)
+    found = _problems(verify_bundle(bundle))
+    assert {("extra", IMAGE), ("missing", IMAGE)} <= found
+
+
+def _of_another_run(released: Released, bundle: Path) -> None:
+    path = bundle / "statements" / "beta.json"
+    restate(path, released.site_key("beta"), {"run_id": "another"})
+
+
+def _of_another_plan(released: Released, bundle: Path) -> None:
+    path = bundle / "statements" / "beta.json"
+    restate(path, released.site_key("beta"), {"plan_digest": OTHER})
+
+
+def _of_another_delta(released: Released, bundle: Path) -> None:
+    restate(bundle / "statements" / "beta.json", released.site_key("beta"), {"delta": 1e-9})
+
+
+def _of_another_site(released: Released, bundle: Path) -> None:
+    text = (bundle / "statements" / "alpha.json").read_text()
+    (bundle / "statements" / "beta.json").write_text(text)
+
+
+def _not_simulated(released: Released, bundle: Path) -> None:
+    restate(bundle / "statements" / "beta.json", released.site_key("beta"), {"simulated": False})
+
+
+def _edited(released: Released, bundle: Path) -> None:
+    _lower_epsilon(bundle / "statements" / "beta.json")
+
+
+def _by_the_coordinator(released: Released, bundle: Path) -> None:
+    """The coordinator cannot state a smaller epsilon in a site's name."""
+    restate(bundle / "statements" / "beta.json", released.key, {"epsilon": 0.1})
+
+
+def _left_out(released: Released, bundle: Path) -> None:
+    (bundle / "statements" / "beta.json").unlink()
+
+
+SIGNED_AGAIN: dict[str, tuple[Callable[[Released, Path], object], set[tuple[str, str]]]] = {
+    "another run's statement": (_of_another_run, {("statement-run", "beta")}),
+    "another plan's statement": (_of_another_plan, {("statement-plan", "beta")}),
+    "a statement against the plan": (_of_another_delta, {("statement-plan", "beta")}),
+    "another site's statement": (
+        _of_another_site,
+        {("statement-forged", "beta"), ("unknown-key", "beta")},
+    ),
+    "a real site in a simulation": (_not_simulated, {("statement-run", "beta")}),
+    "an edited statement": (_edited, {("statement-forged", "beta")}),
+    "the coordinator's own statement": (_by_the_coordinator, {("unknown-key", "beta")}),
+    "no statement": (_left_out, {("statement-missing", "beta")}),
+    "no mark": (lambda _, b: _remove_mark(b), {("marking", IMAGE)}),
+    "no mark in DICOM": (lambda _, b: _unmark_dicom(b), {("marking", "dicom/train/000000.dcm")}),
+    "another run's report": (lambda _, b: _swap_report(b), {("report", "report.json")}),
+}
+
+
+@pytest.mark.parametrize("name", SIGNED_AGAIN)
+def test_whoever_released_it_cannot_deceive_either(
+    released: Released, tmp_path: Path, name: str
+) -> None:
+    """The same with a signature that fits: what the sites signed, and the marks, still tell."""
+    bundle = released.copy(tmp_path)
+    tamper, expected = SIGNED_AGAIN[name]
+    tamper(released, bundle)
+    resign(bundle, released.key)
+    assert _problems(verify_bundle(bundle, read_keys(released.keys))) == expected
+
+
+def test_a_stranger_can_sign_but_is_not_known(released: Released, tmp_path: Path) -> None:
+    bundle = released.copy(tmp_path)
+    _change_pixel(bundle)
+    resign(bundle, make_signing_key(tmp_path / "strange.key"))
+    assert verify_bundle(bundle).whole  # without keys nobody can tell
+    verdict = verify_bundle(bundle, read_keys(released.keys))
+    assert _problems(verdict) == {("unknown-key", "release")}
+    assert not verdict.known
+
+
+def test_a_key_that_nobody_told_is_named(released: Released) -> None:
+    keys = read_keys(released.keys)
+    del keys["alpha"]
+    assert _problems(verify_bundle(released.bundle, keys)) == {("unknown-key", "alpha")}
+
+
+def test_a_folder_without_keys_is_refused_and_so_is_what_is_no_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no NAME\.pub"):
+        read_keys(tmp_path)
+    (tmp_path / "alpha.pub").write_text("hello")
+    with pytest.raises(ConfigError, match=r"alpha\.pub is no Ed25519 public key"):
+        read_keys(tmp_path)
+
+
+def test_a_withdrawn_version_is_named_and_another_is_not(
+    released: Released, tmp_path: Path
+) -> None:
+    path, keys = tmp_path / "withdrawn.json", read_keys(released.keys)
+    assert withdraw(path, ReleaseName("lungs", "0.9.0"), "blurred", released.key) == 1
+    assert verify_bundle(released.bundle, keys, path).whole
+    assert withdraw(path, ReleaseName("lungs", "1.0.0"), "a patient objected", released.key) == 2
+    verdict = verify_bundle(released.bundle, keys, path)
+    assert _problems(verdict) == {("withdrawn", "lungs 1.0.0")}
+    assert "a patient objected" in verdict.problems[0].text
+    with pytest.raises(ConfigError, match="already"):
+        withdraw(path, ReleaseName("lungs", "1.0.0"), "again", released.key)
+
+
+def test_only_who_released_it_can_withdraw_it(released: Released, tmp_path: Path) -> None:
+    strange, path = make_signing_key(tmp_path / "strange.key"), tmp_path / "withdrawn.json"
+    withdraw(path, ReleaseName("lungs", "1.0.0"), "out of spite", strange)
+    verdict = verify_bundle(released.bundle, withdrawn=path)
+    assert _problems(verdict) == {("withdrawn", "withdrawn.json")}
+    assert "not signed by the key that signed the release" in verdict.problems[0].text
+    with pytest.raises(VerificationError, match="signed by another key"):
+        withdraw(path, ReleaseName("lungs", "1.1.0"), "mine", released.key)
+    edit_signed(path, lambda said: said.update(withdrawn=[]))
+    assert _problems(verify_bundle(released.bundle, withdrawn=path)) == {
+        ("withdrawn", "withdrawn.json")
+    }
+
+
+def test_the_command_says_what_it_knows_and_ends_with_its_codes(
+    released: Released, tmp_path: Path
+) -> None:
+    run = CliRunner().invoke
+    bundle, keys = str(released.bundle), str(released.keys)
+    known = run(app, ["verify", bundle, "--keys", keys])
+    assert known.exit_code == 0, known.output
+    assert "every file is as it was signed" in known.output
+    unknown = run(app, ["verify", bundle])
+    assert isinstance(unknown.exception, UnknownSignerError)
+    assert "NOT KNOWN" in unknown.output
+    tampered = released.copy(tmp_path)
+    _change_pixel(tampered)
+    wrong = run(app, ["verify", str(tampered), "--keys", keys, "--json"])
+    assert isinstance(wrong.exception, VerificationError)
+    found = json.loads(wrong.output)
+    assert not found["whole"]
+    assert [p["where"] for p in found["problems"] if p["code"] == "changed"] == [IMAGE]
+    assert found["signers"]["release"] == signing_public(released.key)
