@@ -375,7 +375,7 @@ def test_a_record_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     for port in _open(tmp_path, {"max_reply_bytes": 2**24}):
         ids = port.ask()
         message, _ = port.east.pull()
-        numbers = ConfigRecord({"numbers": [1] * 2_000_000})  # a byte each on the way
+        numbers = ConfigRecord({"numbers": [1] * 1_100_000})  # a byte each on the way
         reply = Message(RecordDict({"values": numbers}), reply_to=message)
         port.east.upload(reply, port.east.announce(reply), port.grid.run.run_id)
         (answer,) = port.grid.pull_messages(ids)
