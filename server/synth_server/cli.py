@@ -12,6 +12,7 @@ import typer
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded, show_version
 from synth_server import service_cli
+from synth_server.service_cli import FolderArgument
 
 if TYPE_CHECKING:
     from synth_server.kits import Issued
@@ -28,7 +29,6 @@ app.command("start")(service_cli.start)
 app.command("resume")(service_cli.resume)
 app.command("status")(service_cli.status)
 
-FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
 VersionOption = Annotated[
     bool,
     typer.Option(

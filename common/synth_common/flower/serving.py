@@ -1,8 +1,12 @@
-"""The web server behind the coordinator's public port: uvicorn over TLS, in a thread."""
+"""The web server behind the coordinator's public port: uvicorn over TLS, in a thread.
+
+Not documented in asyncio: ``SSLProtocol.max_size``, the size of what a connection reads into.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
 import socket
 import threading
 import time
@@ -20,6 +24,7 @@ from synth_common.flower.gate import Gate
 _START_SECONDS = 30.0
 _STOP_SECONDS = 1
 _MAX_CONNECTIONS = 512
+_BUFFER = 16 * 2**10  # bytes that a connection holds on the way in, and on the way out
 _HEAD_SECONDS = 20.0  # the head of a request comes in this time, or the connection ends
 
 
@@ -73,6 +78,7 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(_BUFFER)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -139,6 +145,8 @@ def serving(listener: Listener, app: Gate, port: socket.socket) -> Iterator[None
         raise ConfigError(
             f"certificate {listener.certificate} with key {listener.key} cannot be used: {err}"
         ) from err
+    # Every connection has such a buffer, and OpenSSL another one; 256 KiB if it is not named.
+    asyncio.sslproto.SSLProtocol.max_size = _BUFFER
     server = _Server(config)
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [port]}, name="link", daemon=True
