@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -25,6 +27,7 @@ _START_SECONDS = 30.0
 _STOP_SECONDS = 1
 _MAX_CONNECTIONS = 512
 _BUFFER = 16 * 2**10  # bytes that a connection holds on the way in, and on the way out
+_HANDSHAKE_SECONDS = 20.0  # a connection speaks TLS in this time, or ends; asyncio gives it 60
 _HEAD_SECONDS = 20.0  # the head of a request comes in this time, or the connection ends
 
 
@@ -105,7 +108,13 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Closes its connections for good when it ends."""
+    """Waits for no handshake for long, and closes its connections for good when it ends."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn, which does not pass a time for the handshake on."""
+        loop: Any = asyncio.get_running_loop()
+        loop.create_server = partial(loop.create_server, ssl_handshake_timeout=_HANDSHAKE_SECONDS)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn. TLS waits for the peer's farewell; a peer that is cut off sends none."""
