@@ -1,7 +1,7 @@
 """A throw-away authority, enrolled keys and nodes in threads, for tests of the link.
 
 Run as a program it is one node in a process of its own, which a test can kill:
-``python link_peers.py FOLDER NAME PORT``.
+``python link_peers.py FOLDER NAME PORT [HOST]``. What it does is in FOLDER/NAME.diary.
 """
 
 from __future__ import annotations
@@ -397,11 +397,34 @@ def _killable(folder: Path, name: str) -> ClientApp:
     return app
 
 
+@dataclass
+class _Written(Diary):
+    """A diary that can be read from another process."""
+
+    path: Path = Path()
+
+    def disconnected(self, reason: str) -> None:
+        super().disconnected(reason)
+        self._write(f"disconnected {reason}")
+
+    def answered(self, message: Message, reply: Message) -> None:
+        super().answered(message, reply)
+        self._write("answered")
+
+    def _write(self, line: str) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{line}\n")
+
+
 def main() -> None:
-    folder, name, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    key = serialization.load_pem_private_key((folder / f"{name}.key").read_bytes(), None)
-    coordinator = Coordinator("127.0.0.1", port, (folder / "ca.crt").read_bytes())
-    serve_node(coordinator, key, _killable(folder, name), Diary(), lambda: False, QUICK)
+    folder, name, port, *host = sys.argv[1:]
+    place = Path(folder)
+    key = serialization.load_pem_private_key((place / f"{name}.key").read_bytes(), None)
+    at = host[0] if host else "127.0.0.1"
+    coordinator = Coordinator(at, int(port), (place / "ca.crt").read_bytes())
+    diary = _Written(path=place / f"{name}.diary")
+    diary.path.touch()
+    serve_node(coordinator, key, _killable(place, name), diary, lambda: False, QUICK)
 
 
 if __name__ == "__main__":
