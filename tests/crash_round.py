@@ -31,7 +31,11 @@ from synth_common.privacy.training import LocalResult, PrivateTrainer, Steps
 
 WATCHED = {module.__file__ for module in (chain, ledger, outbox, round)}
 # Reading and checking writes nothing: a kill there is a kill before the next write.
-READING = {"_verified", "_link", "_text", "entries", "_reservation", "_commit", "_of", "__init__"}
+READING = {
+    "_verified", "_link", "_text", "entries", "_reservation", "_commit", "_of", "__init__",
+    "_entry", "plans", "budgets", "reservations", "commits", "__post_init__",
+    "<listcomp>", "<dictcomp>", "<genexpr>",
+}  # fmt: skip
 
 
 def play(site: Site, request: RoundRequest) -> None:

@@ -1,16 +1,18 @@
 """A throw-away authority, enrolled keys and nodes in threads, for tests of the link.
 
 Run as a program it is one node in a process of its own, which a test can kill:
-``python link_peers.py FOLDER NAME PORT``.
+``python link_peers.py FOLDER NAME PORT [HOST]``. What it does is in FOLDER/NAME.diary.
 """
 
 from __future__ import annotations
 
+import math
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -174,6 +176,9 @@ class Diary:
     def answered(self, message: Message, reply: Message) -> None:
         self.lines.append("answered")
 
+    def unwanted(self, message: Message) -> None:
+        self.lines.append("unwanted")
+
 
 @dataclass
 class World:
@@ -226,11 +231,70 @@ def serving(world: World, app: ClientApp | None = None) -> Iterator[tuple[LinkGr
             for name, key in world.register.keys.items()
         }
         try:
-            grid.wait_for(len(nodes), 20.0)
+            wait_for(grid, len(nodes), 20.0)
             yield grid, nodes
         finally:
             for node in nodes.values():
                 node.stop()
+
+
+class Relay:
+    """A wire between a node and the coordinator that can be cut, or go silent.
+
+    Attributes:
+        passed: Bytes that came through from the coordinator.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target, self._open = port, True
+        self.passed, self._most = 0, math.inf
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+        self._pairs: list[socket.socket] = []
+
+    def _accept(self) -> None:
+        while self._open:
+            try:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                return
+            self._pairs += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    def _pump(self, one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(65536):
+                if one.getpeername()[1] == self._target:
+                    self.passed += len(data)
+                if self.passed > self._most:
+                    continue  # half-open: bytes vanish, and nobody is told
+                other.sendall(data)
+        except OSError:
+            return
+
+    def silent_after(self, passed: int) -> None:
+        """Let nothing through, in neither direction, once more than so much has passed."""
+        self._most = passed
+
+    def heal(self) -> None:
+        """Work again, on new connections."""
+        self._most = math.inf
+        self.cut()
+
+    def cut(self) -> None:
+        pairs, self._pairs = self._pairs, []
+        for end in pairs:
+            with suppress(OSError):  # it was closed by its peer
+                end.shutdown(socket.SHUT_RDWR)  # wakes who reads from it
+            end.close()
+
+    def close(self) -> None:
+        self._open = False
+        self._listener.close()
+        self.cut()
 
 
 def doubling(pause: float = 0.0) -> ClientApp:
@@ -294,6 +358,11 @@ def eventually(condition, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+def wait_for(grid: LinkGrid, count: int, seconds: float = 20.0) -> None:
+    """Until so many sites are online."""
+    eventually(lambda: len(grid.online()) >= count, seconds)
+
+
 def store_is_empty(grid) -> bool:
     state = grid._state
     return not (
@@ -328,11 +397,34 @@ def _killable(folder: Path, name: str) -> ClientApp:
     return app
 
 
+@dataclass
+class _Written(Diary):
+    """A diary that can be read from another process."""
+
+    path: Path = Path()
+
+    def disconnected(self, reason: str) -> None:
+        super().disconnected(reason)
+        self._write(f"disconnected {reason}")
+
+    def answered(self, message: Message, reply: Message) -> None:
+        super().answered(message, reply)
+        self._write("answered")
+
+    def _write(self, line: str) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{line}\n")
+
+
 def main() -> None:
-    folder, name, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    key = serialization.load_pem_private_key((folder / f"{name}.key").read_bytes(), None)
-    coordinator = Coordinator("127.0.0.1", port, (folder / "ca.crt").read_bytes())
-    serve_node(coordinator, key, _killable(folder, name), Diary(), lambda: False, QUICK)
+    folder, name, port, *host = sys.argv[1:]
+    place = Path(folder)
+    key = serialization.load_pem_private_key((place / f"{name}.key").read_bytes(), None)
+    at = host[0] if host else "127.0.0.1"
+    coordinator = Coordinator(at, int(port), (place / "ca.crt").read_bytes())
+    diary = _Written(path=place / f"{name}.diary")
+    diary.path.touch()
+    serve_node(coordinator, key, _killable(place, name), diary, lambda: False, QUICK)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ class Hospitals(PassingGrid):
 
 
 @contextmanager
-def _reporter(rounds: int, completed: int) -> Iterator[PlainReporter]:
+def reporter(rounds: int, completed: int) -> Iterator[PlainReporter]:
     yield PlainReporter(_said.append, rounds, completed)
 
 
@@ -136,7 +136,7 @@ def run(
         deployment,
         replace(options or ServiceOptions(), command="synth-server start"),
         hospitals.link,
-        _reporter,
+        reporter,
     )
     return list(_said)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from site_scenario import deployed_plan, enrolled, prepare, site_values, write_settings
+from small_sites import small_site
 
 from synth_client import cli, lock
 from synth_client.prepare import describe
-from synth_client.site import load_site
+from synth_client.site import load_site, save_site
 from synth_common.errors import ConfigError, DataError, LimitError, PrivacyError, RunningError
 from synth_common.facts import read_facts
 from synth_common.privacy.accounting import Use
@@ -35,6 +38,30 @@ def test_images_are_split_and_the_ledger_opened_with_the_budget(tmp_path: Path) 
     names = {fact.name: fact.scope for fact in read_facts(directory / "facts.jsonl")}
     assert names["data.split"] == "site-local"
     assert (directory / "data.npz").stat().st_mode & 0o077 == 0
+
+
+def test_a_site_is_its_owner_s_from_the_first_byte(tmp_path: Path) -> None:
+    site = small_site(tmp_path)
+    site.directory.chmod(0o755)
+    seen: list[int] = []
+    save = np.savez
+
+    def watched(file: IO[bytes], **arrays: Any) -> None:
+        seen.append(os.fstat(file.fileno()).st_mode & 0o777)
+        save(file, **arrays)
+
+    before = os.umask(0)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(np, "savez", watched)
+            save_site(site)
+    finally:
+        os.umask(before)
+    assert seen == [0o600]
+    assert site.directory.stat().st_mode & 0o777 == 0o700
+    for name in ("data.npz", "site.json"):
+        assert (site.directory / name).stat().st_mode & 0o777 == 0o600, name
+    assert load_site(site.directory).train.images.shape == site.train.images.shape
 
 
 def test_preparing_again_draws_the_same_and_never_touches_the_ledger(tmp_path: Path) -> None:

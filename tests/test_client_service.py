@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from link_peers import wait_for
 from site_scenario import deployed_plan, ready_site, site_values, write_settings
 
 from synth_client import cli, lock
@@ -266,6 +267,17 @@ def test_an_answer_that_does_not_arrive_holds_the_end_up_for_a_minute_only(
     assert not events.busy
 
 
+def test_an_answer_that_nobody_waits_for_holds_nothing_up(tmp_path: Path) -> None:
+    lines: list[str] = []
+    events, question = SiteEvents(tmp_path, lines.append), _question(deployed_plan(), 1)
+    events.asked(question)
+    events.worked(question, Message(RecordDict(), reply_to=_delivered(question)))
+    events.unwanted(question)
+    assert not events.busy
+    assert read_state(tmp_path).undelivered is None  # type: ignore[union-attr]
+    assert "does not wait for the answer" in lines[-1]
+
+
 def _delivered(message: Message) -> Message:
     from synth_common.flower import delivered
 
@@ -380,7 +392,8 @@ def test_a_site_answers_over_tls_is_killed_comes_back_and_ends_in_good_order(
     processes = [Process(directory)]
     try:
         with open_link(listener, Members(folder.path)) as grid:
-            (node,) = grid.wait_for(1, 90.0)
+            wait_for(grid, 1, 90.0)
+            (node,) = grid.sites
 
             def ask(number: int) -> Message:
                 question = _question(plan, number)

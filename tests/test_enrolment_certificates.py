@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import ssl
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from enrolment_scenario import Clock, found
@@ -208,6 +210,26 @@ _READERS = {
     "node.key": lambda federation: load_node_key(federation.site("north")),
     "sign.key at the site": lambda federation: load_signing_key(federation.site("north")),
 }
+
+
+def _another_user(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the file belong to neither this user nor root."""
+    if os.geteuid() == 0:
+        os.chown(path, 4711, -1)
+    else:
+        mine = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+
+
+@pytest.mark.parametrize("what", ["key", "folder"])
+def test_private_keys_of_another_user_are_refused(tmp_path, what, monkeypatch):
+    folder = keys.make_private_folder(tmp_path / "keys")
+    path = folder / "node.key"
+    keys.make_node_key(path)
+    keys.load_node_key(path)
+    _another_user(path if what == "key" else folder, monkeypatch)
+    with pytest.raises(PrivacyError, match=r"belongs to user \d+.*chown"):
+        keys.load_node_key(path)
 
 
 @pytest.mark.parametrize("name", _READERS)

@@ -104,9 +104,9 @@ def test_rounds_train_privately_and_resume_from_any_round(tmp_path: Path) -> Non
                 raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt):
-                run_rounds(grid, _strategy(grid, plan), plan, (0, state), stop)
+                run_rounds(grid, _strategy(grid, plan), plan, (0, dict(state)), stop)
             grid = _grid(plan, directories)
-        start = (kept[0].round, kept[0].state) if kept else (0, state)
+        start = (kept[0].round, kept[0].state) if kept else (0, dict(state))
         ended = run_rounds(grid, _strategy(grid, plan), plan, start, kept.append)
         assert [result.round for result in kept] == [1, 2, 3]
         return ended

@@ -291,6 +291,18 @@ def test_too_few_replies_stop_the_round_and_name_every_failed_site() -> None:
     assert "Jane" not in text
 
 
+def test_a_site_that_was_revoked_meanwhile_is_told_from_a_silent_one() -> None:
+    strategy = _strategy(3, min_sites=1)
+    strategy.enrolled = lambda: {"site-0", "site-2"}
+    asked = _ask(strategy)
+    strategy.aggregate_train(1, [_answer(asked[0], _state())])
+    told = {failure.site: failure.reason for failure in strategy.outcome.failures}
+    assert told == {
+        "site-1": "the site was revoked, or its enrolment expired, while the round ran",
+        "site-2": "no reply before the round's timeout",
+    }
+
+
 def test_only_the_code_of_an_error_travels() -> None:
     asked = _ask(_strategy())[0]
     known = messages.error_reply(asked, BudgetError("patient Jane Doe"))

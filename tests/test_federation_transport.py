@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,7 +20,8 @@ from synth_common.flower import (
     open_run,
     state_of,
 )
-from synth_sim.transport import InProcessGrid
+from synth_sim import transport
+from synth_sim.transport import InProcessGrid, PartitionSites
 
 
 def _app(seen: list[int]) -> ClientApp:
@@ -98,6 +101,21 @@ def test_nodes_and_run_follow_flowers_interface() -> None:
     assert grid.run.run_id == 7
     made = grid.create_message(_content(), "train", 1, "2")
     assert (made.metadata.dst_node_id, made.metadata.group_id) == (1, "2")
+
+
+def test_every_site_is_opened_once_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[Path] = []
+    monkeypatch.setattr(transport, "load_site", lambda path: opened.append(path) or str(path))
+    directories = tuple(Path(f"site-{number}") for number in range(100))
+    sites = PartitionSites(directories)
+    for _ in range(3):
+        for number, directory in enumerate(directories):
+            config = {"partition-id": number}
+            context = Context(1, number, config, RecordDict(), {})
+            assert sites(context) == str(directory)
+    assert opened == list(directories)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import torch
 from link_peers import (
     STATE,
     Node,
+    Relay,
     doubling,
     eventually,
     make_world,
@@ -25,6 +25,7 @@ from link_peers import (
     same_port,
     serving,
     store_is_empty,
+    wait_for,
     waiting_for,
     write_node,
 )
@@ -75,7 +76,7 @@ def test_a_killed_site_that_returns_within_its_lease_gets_its_message_again(
         first = _process(tmp_path, "east", grid.port)
         lives = [first]
         try:
-            grid.wait_for(2, 60.0)
+            wait_for(grid, 2, 60.0)
 
             def kill_and_restart() -> None:
                 eventually((tmp_path / "east.begun").exists)
@@ -146,48 +147,6 @@ def test_a_node_outlives_its_coordinator_and_delivers_to_the_next(tmp_path: Path
         node.stop()
 
 
-class Relay:
-    """A wire between a node and the coordinator that can be cut, or go silent."""
-
-    def __init__(self, port: int) -> None:
-        self._target, self._open = port, True
-        self.silent = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-        self._pairs: list[socket.socket] = []
-
-    def _accept(self) -> None:
-        while self._open:
-            try:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                return
-            self._pairs += [near, far]
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
-
-    def _pump(self, one: socket.socket, other: socket.socket) -> None:
-        try:
-            while data := one.recv(65536):
-                if self.silent.is_set():
-                    continue  # half-open: bytes vanish, and nobody is told
-                other.sendall(data)
-        except OSError:
-            return
-
-    def cut(self) -> None:
-        pairs, self._pairs = self._pairs, []
-        for end in pairs:
-            end.close()
-
-    def close(self) -> None:
-        self._open = False
-        self._listener.close()
-        self.cut()
-
-
 @pytest.mark.parametrize("fault", ["cut", "half-open"])
 def test_a_node_survives_a_network_that_fails(tmp_path: Path, fault: str) -> None:
     world = make_world(tmp_path, ("east",))
@@ -196,14 +155,13 @@ def test_a_node_survives_a_network_that_fails(tmp_path: Path, fault: str) -> Non
         pace = Pace(poll_seconds=0.05, lease_seconds=20.0, timeout_seconds=1.0)
         node = Node(world.coordinator(relay.port), world.register.keys["east"], doubling(), pace)
         try:
-            grid.wait_for(1, 20.0)
+            wait_for(grid, 1, 20.0)
             if fault == "cut":
                 relay.cut()
             else:
-                relay.silent.set()
+                relay.silent_after(0)
                 eventually(lambda: any("silence" in reason for reason in node.diary.reasons))
-                relay.silent.clear()
-                relay.cut()
+                relay.heal()
             replies = grid.send_and_receive(questions(grid, STATE), timeout=30.0)
             assert [reply.has_content() for reply in replies] == [True]
             assert node.error is None

@@ -19,11 +19,12 @@ WRITES = "write,pwrite64,fsync,fdatasync,rename,unlink,ftruncate"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("script", "least"), [("crash_round.py", 300), ("crash_release.py", 200)])
-def test_a_reply_killed_at_any_line_is_charged_for_all_that_left(tmp_path, script, least):
+def test_a_reply_killed_at_any_line_is_charged_for_all_that_left(memory_path, script, least):
     """Over every line of the modules that write; see ``check`` of each for what must hold."""
     done = subprocess.run(
-        [sys.executable, str(HERE / script), str(tmp_path)],
+        [sys.executable, str(HERE / script), str(memory_path)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -28,11 +28,11 @@ PLAN = small_plan(accountant="rdp")
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_coordinator_killed_anywhere_goes_on_to_the_same_model_and_nobody_pays_twice(
-    tmp_path: Path,
+    memory_path: Path,
 ) -> None:
     """Between rounds and in the middle of aggregation; see ``check`` for what must hold."""
     done = subprocess.run(
-        [sys.executable, str(HERE / "crash_coordinator.py"), str(tmp_path), "60"],
+        [sys.executable, str(HERE / "crash_coordinator.py"), str(memory_path), "60"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -299,8 +299,11 @@ def test_tensorboard_reads_what_was_written(board: Board, tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own use of its database
-def test_mlflow_reads_what_was_written(board: Board, tmp_path: Path) -> None:
+def test_mlflow_reads_what_was_written(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mlflow", reason="MLflow is not installed")
+    monkeypatch.chdir(tmp_path)  # MLflow makes mlruns/ in the current folder
     from mlflow.tracking import MlflowClient
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

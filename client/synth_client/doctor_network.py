@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from synth_client.findings import Examination, Finding, Symptom
-from synth_common.certificates import WARN_DAYS, days_left
+from synth_common.certificates import WARN_DAYS, days_left, distrust
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -34,8 +34,6 @@ _MOST_HEADER = 64 * 1024
 # What a coordinator takes of signed timestamps (Flower's TIMESTAMP_TOLERANCE and
 # SYSTEM_TIME_TOLERANCE): from 305 seconds behind its clock to 5 seconds ahead of it.
 _AHEAD, _BEHIND = 5.0, 305.0
-_WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-_NOT_YET, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 
 
 @dataclass(frozen=True)
@@ -185,17 +183,18 @@ def _secured(way: _Way) -> Iterator[ssl.SSLSocket]:
 
 def _distrust(err: ssl.SSLCertVerificationError, host: str) -> Symptom:
     """Why a certificate is not trusted, and what to do."""
-    if err.verify_code in _WRONG_NAME:
+    found = distrust(err)
+    if found == "name":
         return Symptom(
             f"the certificate is for another name than {host}",
             "have the coordinator's IT make one for the name in the kit (synth-server renew)",
         )
-    if err.verify_code == _EXPIRED:
+    if found == "expired":
         return Symptom(
             "the certificate has expired, or this machine's clock is ahead",
             "check the clock; then have the coordinator's IT renew it (synth-server renew)",
         )
-    if err.verify_code == _NOT_YET:
+    if found == "not yet valid":
         return Symptom(
             "the certificate is not valid yet, so this machine's clock is behind",
             "set the clock, best by NTP",

@@ -31,7 +31,7 @@ from synth_common.enrolment import EnrolmentRequest, PublicKeys
 from synth_common.errors import ConfigError, PrivacyError
 from synth_common.plan import SITE_NAME
 from synth_common.privacy.pairwise_masks import public_bytes
-from synth_common.reporting.files import replace_bytes, replace_text
+from synth_common.reporting.files import filled, replace_bytes, replace_text
 from synth_common.signed_files import sign_request
 
 
@@ -202,7 +202,7 @@ def _make_agreement_key(path: Path) -> None:
 def _settings(name: str) -> str:
     """A commented ``site.toml`` for the operator to fill in."""
     text = (resources.files("synth_client") / "site.toml.template").read_text(encoding="utf-8")
-    return text.replace("{name}", name)
+    return filled(text, {"name": name})
 
 
 def _private(directory: Path) -> Path:

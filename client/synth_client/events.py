@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -22,10 +21,10 @@ from synth_common import messages
 from synth_common.errors import DataError, StorageError, SynthwardError
 from synth_common.flower import Message
 from synth_common.messages import RELEASE
+from synth_common.privacy.ledger import RUN_ID
 from synth_common.reporting.files import replace_bytes
 
 EVENTS, STATE = "events.jsonl", "state.json"
-_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DELIVERY_SECONDS = 60.0
 _KINDS = {"train": "round", "evaluate": "evaluation", "query": "question"}
 
@@ -55,7 +54,7 @@ class Asked:
             header = messages.header_of(message)
         except DataError:
             return Asked(kind, "?", 0)
-        run = header.run_id if _PLAIN.fullmatch(header.run_id) else "?"
+        run = header.run_id if RUN_ID.fullmatch(header.run_id) else "?"
         return Asked(kind, run, header.round)
 
     def __str__(self) -> str:
@@ -76,7 +75,8 @@ class State:
         connected: Whether the coordinator answers.
         reason: Why not.
         working_on: What is being worked on; None for nothing.
-        undelivered: What was answered and has not arrived; None for nothing.
+        undelivered: What was answered and has not arrived, but is still waited for; None for
+            nothing.
         last: What was answered last; None for nothing yet.
         last_time: When, UTC.
         last_error: Class of the error that was answered last; None since the last success.
@@ -183,6 +183,13 @@ class SiteEvents:
         """The coordinator has the whole answer."""
         self._become(undelivered=None)
         self._tell("answered", "", **asdict(Asked.of(message)))
+
+    def unwanted(self, message: Message) -> None:
+        """The coordinator does not take the answer. It is kept; asked again it costs nothing."""
+        asked = Asked.of(message)
+        self._become(undelivered=None)
+        words = f"{asked}: the coordinator does not wait for the answer any more"
+        self._tell("unwanted", "" if asked.kind == "question" else words, **asdict(asked))
 
     def stopped(self, words: str, **values: Any) -> None:
         """The service ends."""

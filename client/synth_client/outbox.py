@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +13,17 @@ from torch import Tensor
 from synth_client.site import Site
 from synth_common.errors import PrivacyError, StorageError
 from synth_common.privacy.egress import Outgoing, state_digest
-from synth_common.privacy.ledger import Commit, Ledger, Reservation, RoundKey
+from synth_common.privacy.ledger import RUN_ID, Commit, Ledger, Reservation, RoundKey
 from synth_common.privacy.training import SITE
 from synth_common.reporting.files import replace_bytes
 
 _STATE, _STATISTIC = "state.", "statistic."
 _DIGITS = 6
-_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def require_run_id(run_id: str) -> None:
     """Refuse (PrivacyError) a run id that could not be a part of a file name."""
-    if not _RUN_ID.fullmatch(run_id):
+    if not RUN_ID.fullmatch(run_id):
         raise PrivacyError(f"run id {run_id[:80]!r} is not 1 to 64 letters, digits, - or _")
 
 

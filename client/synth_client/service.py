@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from synth_client import lock
+from synth_client.allowance import Allowance
 from synth_client.budget import balance
 from synth_client.enrol import load_node_key
 from synth_client.events import SiteEvents
@@ -94,7 +96,7 @@ def start(directory: Path, name: str, say: Say, serve: Serve | None = None) -> N
                 f"{account.remaining:.4f} remains"
             )
             server = coordinator_of(directory, settings, kit)
-            node = serve or _node()
+            node = serve or _node(Allowance(directory / "ledger.sqlite", kit.plan))
             _serve(events, lambda: node(server, key, app, events, stopping))
 
 
@@ -107,11 +109,11 @@ def coordinator_of(directory: Path, settings: SiteSettings, kit: Kit) -> Coordin
     return Coordinator(address.host, address.port, authority, settings.server.proxy)
 
 
-def _node() -> Serve:
+def _node(most_bytes: Callable[[], int]) -> Serve:
     """The node that dials the coordinator; imported late, because Flower is slow to import."""
-    from synth_common.flower.node import serve_node
+    from synth_common.flower.node import Pace, serve_node
 
-    return serve_node
+    return partial(serve_node, pace=Pace(most_bytes=most_bytes))
 
 
 def _serve(events: SiteEvents, work: Callable[[], None]) -> None:

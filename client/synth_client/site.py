@@ -30,6 +30,7 @@ from synth_common.images.imageset import ImageSet
 from synth_common.plan import Device, Plan, TrainingPlan
 from synth_common.privacy.accounting import Use, epsilon, merged
 from synth_common.privacy.ledger import Ledger
+from synth_common.reporting.files import replace_bytes
 
 _SOURCE = "synth_client.site.privacy_facts"
 _COLUMNS = ("patient_ids", "masks", "sites", "splits")
@@ -114,7 +115,7 @@ class Site:
 def save_site(site: Site) -> None:
     """Write data and declarations into the site's directory, and open its ledger.
 
-    The directory and the data are readable by their owner only.
+    The directory and all in it are readable by their owner only.
 
     Raises:
         StorageError: The disk refused.
@@ -129,13 +130,18 @@ def save_site(site: Site) -> None:
     arrays = {**_arrays("train", site.train), **_arrays("holdout", site.holdout)}
     try:
         site.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        site.directory.chmod(0o700)  # it may have been there
         partial = site.directory / "data.partial.npz"
-        np.savez(partial, **arrays)
-        partial.chmod(0o600)
-        os.replace(partial, site.directory / "data.npz")  # noqa: PTH105
-        (site.directory / "site.json").write_text(json.dumps(settings, indent=2) + "\n")
+        partial.unlink(missing_ok=True)
+        # Private before there is a byte in it, whatever the umask.
+        made = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(made, "wb") as file:
+            np.savez(file, **arrays)
+        partial.replace(site.directory / "data.npz")
     except OSError as err:
         raise StorageError(f"cannot write site {site.directory}: {err.strerror}") from err
+    declared = json.dumps(settings, indent=2) + "\n"
+    replace_bytes(site.directory / "site.json", declared.encode(), mode=0o600)
     Ledger.create(site.ledger_path, f"training images of {site.name}")
 
 

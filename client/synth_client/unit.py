@@ -10,22 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synth_common.errors import ConfigError
+from synth_common.reporting.files import filled
 
 _UNIT = """[Unit]
-Description=Synthward site {name}
+Description=Synthward site @NAME@
 Wants=network-online.target time-sync.target
 After=network-online.target time-sync.target
 
 [Service]
 Type=exec
-User={user}
-ExecStart="{program}" start --site {name} --home "{home}"
+User=@USER@
+ExecStart="@PROGRAM@" start --site @NAME@ --home "@HOME@"
 Environment=PYTHONUNBUFFERED=1
 
 # A first signal lets the round in hand finish, because it is paid for; give it a whole round.
 KillSignal=SIGTERM
 KillMode=mixed
-TimeoutStopSec={patience}
+TimeoutStopSec=@PATIENCE@
 
 # Connections that break are the service's own business; what ends it for good is a decision
 # (settings, privacy, ledger, enrolment, the coordinator's refusal), which no restart changes.
@@ -39,9 +40,9 @@ CapabilityBoundingSet=
 AmbientCapabilities=
 ProtectSystem=strict
 ProtectHome=read-only
-ReadWritePaths="{directory}"
+ReadWritePaths="@DIRECTORY@"
 PrivateTmp=yes
-{devices}
+@DEVICES@
 ProtectProc=invisible
 ProtectClock=yes
 ProtectHostname=yes
@@ -106,12 +107,13 @@ def systemd_unit(service: Service) -> str:
                 f"{path}: quotes, backslashes, %, $ and line breaks mean something else in a unit; "
                 "use another folder"
             )
-    return _UNIT.format(
-        name=service.name,
-        user=service.user,
-        program=program,
-        home=home,
-        directory=home / "sites" / service.name,
-        patience=int(service.patience) + 60,
-        devices=_GPU if service.gpu else _NO_DEVICES,
-    )
+    values = {
+        "name": service.name,
+        "user": service.user,
+        "program": program,
+        "home": home,
+        "directory": home / "sites" / service.name,
+        "patience": int(service.patience) + 60,
+        "devices": _GPU if service.gpu else _NO_DEVICES,
+    }
+    return filled(_UNIT, values)

@@ -7,9 +7,12 @@ authority by its fingerprint, which people read to each other; no public authori
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -129,6 +132,22 @@ def require_current(certificate: x509.Certificate, fix: str, now: datetime | Non
 def days_left(certificate: x509.Certificate, now: datetime | None = None) -> int:
     """Whole days until a certificate expires; negative once it has."""
     return (certificate.not_valid_after_utc - (now or wall_clock.now())).days
+
+
+Distrust = Literal["name", "expired", "not yet valid", "authority"]
+"""What TLS finds wrong with a server's certificate."""
+# OpenSSL's X509_V_ERR_*: https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error/
+_FOUND: Mapping[int, Distrust] = {
+    9: "not yet valid",
+    10: "expired",
+    62: "name",  # of the host
+    64: "name",  # an IP address
+}
+
+
+def distrust(err: ssl.SSLCertVerificationError) -> Distrust:
+    """Why a handshake failed; ``authority`` for whatever is not the name or a date."""
+    return _FOUND.get(err.verify_code, "authority")
 
 
 def certificate_fingerprint(certificate: x509.Certificate) -> str:

@@ -41,12 +41,15 @@ def require_closed(folder: Path) -> None:
     """Refuse a folder of keys that others can enter: they could replace what is in it.
 
     Raises:
-        PrivacyError: Names the folder and the command that closes it.
+        PrivacyError: Names the folder and the command that closes it; or it belongs to another
+            user.
     """
     try:
-        mode = folder.stat().st_mode
+        found = folder.stat()
     except OSError as err:
         raise EnrolmentError(f"cannot read folder {folder}: {err.strerror}") from err
+    _require_own(folder, found)
+    mode = found.st_mode
     if mode & _OTHERS:
         raise PrivacyError(
             f"{folder} has mode {mode & 0o777:o}: others can enter it, and read or replace the "
@@ -58,11 +61,14 @@ def read_private(path: Path) -> bytes:
     """The content of a private file.
 
     Raises:
-        PrivacyError: Others than its owner can read it, or enter its folder.
+        PrivacyError: Others than its owner can read it, or enter its folder; or it belongs to
+            another user than this one or root.
         FileNotFoundError, OSError: As :meth:`Path.open`.
     """
     with path.open("rb") as handle:
-        mode = os.fstat(handle.fileno()).st_mode  # of what is read, whatever the name becomes
+        found = os.fstat(handle.fileno())  # of what is read, whatever the name becomes
+        _require_own(path, found)
+        mode = found.st_mode
         if mode & _OTHERS:
             raise PrivacyError(
                 f"{path} has mode {mode & 0o777:o}: others can read this private key. It may be "
@@ -70,6 +76,16 @@ def read_private(path: Path) -> bytes:
             )
         require_closed(path.parent)
         return handle.read()
+
+
+def _require_own(path: Path, found: os.stat_result) -> None:
+    """Refuse (PrivacyError) what another user owns: that user can read and replace it."""
+    me = os.geteuid()
+    if found.st_uid not in (me, 0):
+        raise PrivacyError(
+            f"{path} belongs to user {found.st_uid}, who can read and replace it, and this is user "
+            f"{me}: run as that user, or give it over: chown {me} {path}"
+        )
 
 
 def make_node_key(path: Path) -> ec.EllipticCurvePrivateKey:

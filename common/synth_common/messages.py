@@ -239,11 +239,16 @@ _STATED: Mapping[str, Callable[[float | int | str], bool]] = {
 }
 
 
+def error_of(cls: type[SynthwardError]) -> Error:
+    """An error of the tree as it travels: its class and nothing else."""
+    return Error(_CODE_BASE + cls.exit_code, cls.__name__)
+
+
 def error_reply(message: Message, failure: BaseException) -> Message:
     """The answer of a site that failed: the name of the error's class and nothing else."""
     cls = type(failure)
     if _CODES.get(cls.__name__) is cls and issubclass(cls, SynthwardError):
-        return Message(Error(_CODE_BASE + cls.exit_code, cls.__name__), reply_to=message)
+        return Message(error_of(cls), reply_to=message)
     return Message(Error(_CODE_BASE, UNKNOWN_ERROR), reply_to=message)
 
 

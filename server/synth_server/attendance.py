@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from synth_common.errors import FederationError
 from synth_common.flower import Grid
 from synth_server.board import Board
-from synth_server.rounds import Pace
+from synth_server.rounds import Interlude
 from synth_server.run_settings import RunConfig
 from synth_server.stopping import Stopper
 from synth_server.strategy import NO_REPLY, OFFLINE, Failure, UniformAverage
@@ -42,7 +43,53 @@ class Sites:
     roster: Roster
 
 
-class Attendance(Pace):
+class _Patience:
+    """The seconds for which a round is waited for, in all: before it, and since it failed first.
+
+    The time in which sites work on a round that succeeds is not counted.
+
+    Args:
+        seconds: How many.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._number, self._spent = -1, 0.0
+        self._since: float | None = None  # runs from here; None while nothing is waited for
+        self._failing = False
+
+    def over(self, number: int) -> bool:
+        """Whether a round was waited for long enough."""
+        self._turn(number)
+        running = 0.0 if self._since is None else time.monotonic() - self._since
+        return self._spent + running >= self._seconds
+
+    def failed(self, number: int) -> None:
+        """A round failed: from the first time on, all is waiting."""
+        self._turn(number)
+        self._failing = True
+        self._begin()
+
+    @contextmanager
+    def waiting(self, number: int) -> Iterator[None]:
+        """Count what the block takes."""
+        self._turn(number)
+        self._begin()
+        yield
+        if not self._failing and self._since is not None:
+            self._spent += time.monotonic() - self._since
+            self._since = None
+
+    def _begin(self) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def _turn(self, number: int) -> None:
+        if number != self._number:
+            self._number, self._spent, self._since, self._failing = number, 0.0, None, False
+
+
+class Attendance(Interlude):
     """Waits between rounds until enough sites are connected.
 
     Sites that come later join at the next round. After a round that had too few usable replies,
@@ -69,9 +116,10 @@ class Attendance(Pace):
     ) -> None:
         self._roster, self._strategy, self._config = roster, strategy, config
         self._board, self._stopper, self._tell = board, stopper, tell
-        self._failing_since: tuple[int, float] | None = None
+        self._patience = _Patience(config.patience_s)
         self._met = False
         strategy.present = self._present
+        strategy.enrolled = lambda: roster.sites.values()
 
     def before(self, number: int) -> None:
         """Wait until the round can be asked for.
@@ -90,10 +138,8 @@ class Attendance(Pace):
         curable = {site for site, code in codes.items() if code in _GONE | _FOR_A_WHILE} & known
         if usable + len(curable) < self._strategy.min_sites:
             return False
-        now = time.monotonic()
-        if self._failing_since is None or self._failing_since[0] != number:
-            self._failing_since = (number, now)
-        if now - self._failing_since[1] >= self._config.patience_s:
+        self._patience.failed(number)
+        if self._patience.over(number):
             return False
         named = ", ".join(f"{site} ({codes[site]})" for site in sorted(curable))
         self._board.failed(number, failures)
@@ -119,18 +165,16 @@ class Attendance(Pace):
             FederationError: The patience ended first; names who is missing.
         """
         self._stopper.check()
-        began, told = time.monotonic(), False
-        while not self._enough(count, names):
-            if not told:
-                self._board.begin("waiting", number)
-                self._tell(f"{purpose}: {self._missing(count, names)}")
-                told = True
-            if time.monotonic() - began >= self._config.patience_s:
-                raise FederationError(
-                    f"{purpose}: {self._missing(count, names)} within run.patience_s = "
-                    f"{self._config.patience_s:g} s. The run is kept: start the sites and resume it"
-                )
-            self._stopper.sleep(_POLL_SECONDS)
+        told = False
+        with self._patience.waiting(number):
+            while not self._enough(count, names):
+                if not told:
+                    self._board.begin("waiting", number)
+                    self._tell(f"{purpose}: {self._missing(count, names)}")
+                    told = True
+                if self._patience.over(number):
+                    raise FederationError(self._in_vain(purpose, count, names))
+                self._stopper.sleep(_POLL_SECONDS)
         if not self._met:  # before the first round the other sites get a moment, too
             self.linger()
         self._strategy.meet(self._roster.sites)
@@ -150,6 +194,13 @@ class Attendance(Pace):
         online = self._roster.online()
         self._board.heard(online, self._roster.sites.values())
         return len(online) >= count and names <= online.keys()
+
+    def _in_vain(self, purpose: str, count: int, names: frozenset[str]) -> str:
+        """That the patience ended, in words."""
+        return (
+            f"{purpose}: {self._missing(count, names)} within run.patience_s = "
+            f"{self._config.patience_s:g} s. The run is kept: start the sites and resume it"
+        )
 
     def _missing(self, count: int, names: frozenset[str]) -> str:
         """What is lacking, in words."""

@@ -12,6 +12,7 @@ import typer
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded, show_version
 from synth_server import publish_cli, service_cli
+from synth_server.service_cli import FolderArgument
 
 if TYPE_CHECKING:
     from synth_server.kits import Issued
@@ -30,7 +31,6 @@ app.command("status")(service_cli.status)
 app.command("release")(publish_cli.release)
 app.command("withdraw")(publish_cli.withdraw)
 
-FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's folder.")]
 VersionOption = Annotated[
     bool,
     typer.Option(

@@ -17,7 +17,7 @@ from synth_server.pictures import scope_of
 from synth_server.release import Releasing
 from synth_server.release_run import learn
 from synth_server.release_store import AttemptBook
-from synth_server.rounds import Ended, Pace, RoundResult, State, run_rounds
+from synth_server.rounds import Ended, Interlude, RoundResult, State, run_rounds
 from synth_server.strategy import UniformAverage
 
 _SOURCE = "synth_server.coordinate"
@@ -29,7 +29,7 @@ def train(
     grid: Grid,
     strategy: UniformAverage,
     start: tuple[int, State],
-    pace: Pace | None = None,
+    between: Interlude | None = None,
 ) -> Ended:
     """Make the planned release if it is not made yet, then the remaining rounds.
 
@@ -38,7 +38,7 @@ def train(
         grid: Where the sites are.
         strategy: Asks, checks and averages; its memory becomes the run's.
         start: Rounds already completed and the tensors after them.
-        pace: What happens before a round and after one that failed; default: nothing.
+        between: What happens before a round and after one that failed; default: nothing.
 
     Raises:
         SynthwardError: A round or the release could not be made up, or no round was. Where all
@@ -50,7 +50,7 @@ def train(
         start = (0, _release(run, grid, strategy))
     try:
         ended = run_rounds(
-            grid, strategy, run.plan, start, lambda result: after_round(run, result), pace
+            grid, strategy, run.plan, start, lambda result: after_round(run, result), between
         )
     except FederationError as err:
         record_failures(run, strategy.outcome.failures, strategy.round)

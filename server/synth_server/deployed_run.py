@@ -74,10 +74,11 @@ class DeployedRun:
             memory=Memory() if kept is None else kept.memory,
             released=kept is not None,
         )
-        initial = self._course.generator.shared_state()
-        self._start: tuple[int, State] = (
-            (0, initial) if kept is None else (kept.round, dict(kept.state))
-        )
+        self._start = known.start or self._initial()
+
+    def _initial(self) -> tuple[int, State]:
+        """No round, and the public initial weights."""
+        return 0, self._deployment.generator(self._known.seed).shared_state()
 
     def run(self, link: Link) -> None:
         """Train, have the sites judge, and close the run; the board shows how it ends.
@@ -131,7 +132,7 @@ class DeployedRun:
         if newest is not None:
             course.keep(newest.round, dict(newest.state))
         elif course.plan.release.embedding is None:
-            course.keep(*self._start)
+            course.keep(*self._initial())
 
     def _doubts(self) -> list[str]:
         """What the rule of aggregation cannot do here."""
@@ -145,15 +146,15 @@ class DeployedRun:
         config = self._deployment.settings.run
         strategy = self._strategy(sites)
         grid = StoppableGrid(sites.grid, self._stopper)
-        pace = Attendance(
+        attendance = Attendance(
             sites.roster, strategy, config, self._board, self._stopper, self._tell.note
         )
         with self._board.refreshed(partial(_look, self._board, sites)):
-            self._gather_for_release(pace, strategy)
-            ended = train(self._course, grid, strategy, self._start, pace)
+            self._gather_for_release(attendance, strategy)
+            ended = train(self._course, grid, strategy, self._start, attendance)
             began = time.perf_counter()
             if config.evaluate:
-                pace.linger()  # a run that goes on here has asked nobody yet
+                attendance.linger()  # a run that goes on here has asked nobody yet
                 self._judge(grid, strategy, ended)
             self._finish(ended, time.perf_counter() - began)
 
@@ -170,7 +171,7 @@ class DeployedRun:
         strategy.on_judged = partial(self._board.replied, refused=None)
         return strategy
 
-    def _gather_for_release(self, pace: Attendance, strategy: UniformAverage) -> None:
+    def _gather_for_release(self, attendance: Attendance, strategy: UniformAverage) -> None:
         """Wait for enough sites, and for all that took part in an attempt that was cut short."""
         course, plan = self._course, self._course.plan
         if plan.release.embedding is None or course.released:
@@ -179,7 +180,7 @@ class DeployedRun:
             return  # it only has to be learnt
         attempt = AttemptBook(course.checkpoints).unfinished(set(strategy.sites.values()))
         names = frozenset() if attempt is None else frozenset(attempt.participants)
-        pace.gather(plan.release_sites, "release", 0, names)
+        attendance.gather(plan.release_sites, "release", 0, names)
         self._board.begin("release", 0)
 
     def _of_round(self, number: int, replies: Mapping[str, Values]) -> list[Fact]:

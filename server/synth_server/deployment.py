@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from synth_common.plan import Plan
 from synth_server.checkpoint import Checkpoint, load_latest
 from synth_server.deployed import data_facts
 from synth_server.record import RunStart, generator_fact, pretraining_fact, run_facts
+from synth_server.rounds import State
 from synth_server.settings import ServerFolder, ServerSettings, load_plan, load_settings
 from synth_server.weights import initial_generator
 
@@ -54,12 +55,22 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Known:
-    """What a run's directory tells of it: what was decided once, and how far it is."""
+    """What a run's directory tells of it: what was decided once, and how far it is.
+
+    Attributes:
+        run_id: The run.
+        seed: It began with.
+        facts: Recorded so far.
+        checkpoint: The newest, without its tensors; None before the first.
+        start: Rounds completed, and the tensors after them; None before the first checkpoint.
+            Who goes on from here takes the tensors out.
+    """
 
     run_id: str
     seed: int
     facts: Sequence[Fact]
-    checkpoint: Checkpoint | None
+    checkpoint: Checkpoint | None = None
+    start: tuple[int, State] | None = None
 
     @property
     def completed(self) -> int:
@@ -99,7 +110,7 @@ def known_run(deployment: Deployment, resume: bool) -> Known:
             f"{deployment.folder.path}"
         )
     if not started:
-        return Known(secrets.token_hex(8), deployment.settings.run.seed, facts, None)
+        return Known(secrets.token_hex(8), deployment.settings.run.seed, facts)
     if recorded["plan.digest"] != digest:
         raise ConfigError(
             f"{deployment.folder.plan} is not the plan that run {recorded['run.id']} began under "
@@ -107,8 +118,12 @@ def known_run(deployment: Deployment, resume: bool) -> Known:
             "another run"
         )
     run_id = str(recorded["run.id"])
-    checkpoint = load_latest(run_dir / "checkpoints", run_id, digest)
-    return Known(run_id, int(recorded["run.seed"]), facts, checkpoint)
+    kept = load_latest(run_dir / "checkpoints", run_id, digest)
+    known = Known(run_id, int(recorded["run.seed"]), facts)
+    if kept is None:
+        return known
+    start = kept.round, dict(kept.state)
+    return replace(known, checkpoint=replace(kept, state={}), start=start)
 
 
 def first_facts(deployment: Deployment, known: Known, command: str) -> list[Fact]:

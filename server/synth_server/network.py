@@ -4,12 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from synth_common.address import parse_address
+from synth_common.errors import ConfigError
 from synth_common.flower.link import Listener, open_link
 from synth_server.attendance import Sites
 from synth_server.members import Members
 from synth_server.settings import ServerFolder, ServerSettings
+
+
+def _spool(folder: ServerFolder, settings: ServerSettings) -> Path | None:
+    """The folder of what is in transit, made if need be; None for the system's own."""
+    named = settings.limits.spool
+    if named is None:
+        return None
+    path = folder.path / named.expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with TemporaryFile(dir=path):
+            return path
+    except OSError as err:
+        raise ConfigError(
+            f"limits.spool = {str(named)!r}: {path} cannot be written ({err.strerror}); name a "
+            "folder on a disk that the server may write"
+        ) from err
 
 
 @contextmanager
@@ -17,7 +37,7 @@ def open_network(folder: ServerFolder, settings: ServerSettings) -> Iterator[Sit
     """Serve the sites on the public port while the context lasts.
 
     Raises:
-        ConfigError: The port cannot be used.
+        ConfigError: The port or the folder of what is in transit cannot be used.
         EnrolmentError: A member's file is damaged.
         PrivacyError: Others could enrol themselves.
     """
@@ -28,6 +48,8 @@ def open_network(folder: ServerFolder, settings: ServerSettings) -> Iterator[Sit
         certificate=folder.keys / "server.crt",
         key=folder.keys / "server.key",
         max_request_bytes=settings.limits.max_request_bytes,
+        max_reply_bytes=settings.limits.max_reply_bytes,
+        spool=_spool(folder, settings),
     )
     with open_link(listener, Members(folder.path)) as grid:
         yield Sites(grid, grid)

@@ -53,7 +53,7 @@ class Ended:
     reason: str
 
 
-class Pace:
+class Interlude:
     """What happens between rounds; this one waits for nobody and asks for no round twice."""
 
     def before(self, number: int) -> None:
@@ -94,7 +94,7 @@ def run_rounds(
     plan: Plan,
     start: tuple[int, State],
     on_round: Callable[[RoundResult], None],
-    pace: Pace | None = None,
+    between: Interlude | None = None,
 ) -> Ended:
     """Train until the planned rounds are done or the sites' budgets are spent.
 
@@ -102,25 +102,27 @@ def run_rounds(
         grid: Where the sites are.
         strategy: Asks, checks and averages.
         plan: Rounds and the timeout of each.
-        start: Rounds already completed, and the tensors after them.
+        start: Rounds already completed, and the tensors after them. They are taken out of the
+            mapping: while a round runs, the model is held once, as it is sent.
         on_round: Called after every completed round, before the next begins.
-        pace: What happens between rounds; default: nothing.
+        between: What happens between rounds; default: nothing.
 
     Raises:
         FederationError: A round had too few usable replies.
     """
-    completed, state = start
-    del start  # while a round runs, the model is held once, as it is sent
-    pace = pace or Pace()
+    completed, begun = start
+    state = dict(begun)
+    begun.clear()
+    between = between or Interlude()
     while completed < plan.training.rounds:
         number = completed + 1
-        pace.before(number)
+        between.before(number)
         began = time.perf_counter()
         sent, state = arrays_of(state), {}
         try:
             averaged = _round(grid, strategy, plan, (number, sent))
         except FederationError:
-            if pace.again(number, strategy.outcome.failures):
+            if between.again(number, strategy.outcome.failures):
                 state = state_of(sent)
                 continue
             raise

@@ -27,6 +27,7 @@ from pydantic import Field, field_validator
 from synth_common.address import parse_address
 from synth_common.errors import ConfigError
 from synth_common.plan import Plan, StrictModel
+from synth_common.reporting.files import filled
 from synth_common.validation import validate
 from synth_server.run_settings import AggregationConfig, RunConfig
 
@@ -35,9 +36,18 @@ _NOT_PLAN = frozenset({"name", "title", "seed", "data", "partition", "evaluation
 
 
 class LimitSettings(StrictModel):
-    """What the server bears. ``max_request_bytes`` is the largest body of one request."""
+    """What the server bears.
 
-    max_request_bytes: Annotated[int, Field(ge=2**21)] = 2**23  # tensors travel by the MiB
+    Attributes:
+        max_request_bytes: Largest body of one request; tensors travel in pieces of 1 MiB.
+        max_reply_bytes: Largest answer of a site, all of its pieces together.
+        spool: Folder of what is in transit, on a disk; None for the system's folder for
+            temporary files. A relative path starts at the coordinator's folder.
+    """
+
+    max_request_bytes: Annotated[int, Field(ge=2**21)] = 2**23
+    max_reply_bytes: Annotated[int, Field(ge=2**20)] = 2**30
+    spool: Path | None = None
 
 
 class ServerSettings(StrictModel):
@@ -114,10 +124,8 @@ def render_settings(name: str, address: str) -> str:
     values = {"name": name, "address": address, "bind": f"0.0.0.0:{parse_address(address).port}"}
     settings = validate(ServerSettings, values, "synth-server init")
     text = (resources.files("synth_server") / "server.toml.template").read_text(encoding="utf-8")
-    for key in ("name", "address", "bind"):
-        # A JSON string of these characters is a TOML string.
-        text = text.replace(f"@{key.upper()}@", json.dumps(getattr(settings, key)))
-    return text
+    # A JSON string of these characters is a TOML string.
+    return filled(text, {k: json.dumps(getattr(settings, k)) for k in ("name", "address", "bind")})
 
 
 def load_settings(folder: ServerFolder) -> ServerSettings:

@@ -114,6 +114,7 @@ class UniformAverage(Strategy):
         plan: The plan.
         on_ask: Called with a site's name as its message goes out.
         on_reply: Called with a site's name as its reply is taken, and why it was refused, or None.
+        enrolled: Names of the sites that are enrolled now; None where nobody enrols.
         present: Names of the sites that can be asked now; None asks all. Who is absent fails
             the round by name, without a wait for the timeout.
         aggregation: How replies become one model.
@@ -129,6 +130,7 @@ class UniformAverage(Strategy):
         self.spent: set[str] = set()
         self.on_ask: Callable[[str], None] = lambda name: None
         self.on_reply: Callable[[str, str | None], None] = lambda name, refused: None
+        self.enrolled: Callable[[], Collection[str]] | None = None
         self.present: Callable[[], Collection[str]] | None = None
         self.aggregation = AggregationConfig(largest_update=0.0)
         self.largest_update: float | None = None
@@ -262,15 +264,16 @@ class UniformAverage(Strategy):
 
     def _in_order(self, replies: Iterable[Message]) -> Iterator[tuple[str, Message]]:
         """Replies by site name; one that overtakes another waits. Notes who is missing."""
-        asked = self._asked
+        asked, due = self._asked, set(self._asked)
         waiting: dict[str, Message] = {}
         position = 0
         for message in replies:
             node = message.metadata.src_node_id
             name = self.sites.get(node)
-            if name is None or name in waiting or name in asked[:position]:
+            if name is None or name not in due:
                 self._fail(name or f"node {node}", BAD_REPLY, "a reply that was not asked for")
                 continue
+            due.discard(name)
             waiting[name] = message
             while position < len(asked) and asked[position] in waiting:
                 yield asked[position], waiting.pop(asked[position])
@@ -279,7 +282,13 @@ class UniformAverage(Strategy):
             if name in waiting:
                 yield name, waiting.pop(name)
             else:
-                self._fail(name, NO_REPLY, "no reply before the round's timeout")
+                self._fail(name, NO_REPLY, self._silence(name))
+
+    def _silence(self, name: str) -> str:
+        """Why no reply came from a site that was asked."""
+        if self.enrolled is not None and name not in self.enrolled():
+            return "the site was revoked, or its enrolment expired, while the round ran"
+        return "no reply before the round's timeout"
 
     def _usable(self, name: str, message: Message) -> Iterator[tuple[str, Tensor]] | None:
         """The tensors of a reply one by one, or None with a failure noted."""

@@ -2,9 +2,10 @@
 
 Usage: python simulations/benchmarks/deployment.py [overhead|memory|soak] [--rounds N] ...
 
-The coordinator runs in this process, every site in a process of its own, over TLS on
-loopback, with the strategy and the checks of a real run. Training is a pause of fixed
-length and a copy of the tensors, so that all that is measured is the link.
+The coordinator runs in this process, the sites in others, over TLS on loopback, with the
+strategy and the checks of a real run. Training is a pause of fixed length and a copy of the
+tensors, so that all that is measured is the link. A site has a process of its own where time
+is measured; for memory all sites are threads of one other process.
 
 - ``overhead``: seconds of a round beyond the training, 3 sites, a model of 2 MB.
 - ``memory``: the coordinator's peak memory beyond what it holds before the first round,
@@ -23,6 +24,7 @@ import resource
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -128,9 +130,12 @@ class _Quiet:
     def answered(self, message: Message, reply: Message) -> None:
         """Nothing."""
 
+    def unwanted(self, message: Message) -> None:
+        print("an answer was not taken", file=sys.stderr)
 
-def _site(port: int, authority: bytes, key: bytes, seconds: float) -> None:
-    """The body of a site's process: the same tensors come back after a while."""
+
+def _sites(port: int, authority: bytes, keys: Sequence[bytes], seconds: float) -> None:
+    """The body of a process with sites in it: the same tensors come back after a while."""
     app = ClientApp()
 
     @app.train()
@@ -147,29 +152,45 @@ def _site(port: int, authority: bytes, key: bytes, seconds: float) -> None:
         )
         return Message(content, reply_to=message)
 
-    private = serialization.load_pem_private_key(key, None)
-    if not isinstance(private, ec.EllipticCurvePrivateKey):
-        raise SystemExit("the key is of another kind")
     coordinator = Coordinator("127.0.0.1", port, authority)
     parent = os.getppid()
-    serve_node(coordinator, private, app, _Quiet(), lambda: os.getppid() != parent, Pace())
+
+    def serve(key: bytes) -> None:
+        private = serialization.load_pem_private_key(key, None)
+        if not isinstance(private, ec.EllipticCurvePrivateKey):
+            raise SystemExit("the key is of another kind")
+        serve_node(coordinator, private, app, _Quiet(), lambda: os.getppid() != parent, Pace())
+
+    threads = [threading.Thread(target=serve, args=(key,)) for key in keys]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @contextmanager
-def _federation(sites: int, seconds: float) -> Iterator[LinkGrid]:
-    """A coordinator here and ``sites`` processes, all online."""
+def _federation(sites: int, seconds: float, together: bool = False) -> Iterator[LinkGrid]:
+    """A coordinator here and ``sites`` online, each in a process, or together in one."""
     keys = {f"site-{n}": ec.generate_private_key(ec.SECP384R1()) for n in range(sites)}
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         certificate, key = _self_signed(Path(folder))
         listener = Listener("127.0.0.1", 0, certificate, key, spool=Path(folder))
         with open_link(listener, _Enrolled({n: _public(k) for n, k in keys.items()})) as grid:
-            given = [(grid.port, certificate.read_bytes(), _pem(k), seconds) for k in keys.values()]
-            processes = [spawn.Process(target=_site, args=args, daemon=True) for args in given]
+            secrets = [_pem(key) for key in keys.values()]
+            shared = [secrets] if together else [[secret] for secret in secrets]
+            authority = certificate.read_bytes()
+            processes = [
+                spawn.Process(
+                    target=_sites, args=(grid.port, authority, mine, seconds), daemon=True
+                )
+                for mine in shared
+            ]
             for process in processes:
                 process.start()
             try:
-                grid.wait_for(sites, _TIMEOUT)
+                while len(grid.online()) < sites:
+                    time.sleep(0.05)
                 yield grid
             finally:
                 for process in processes:
@@ -270,7 +291,7 @@ def _measure_memory(
     whole: bool, sites: int, megabytes: float, tensors: int, told: Connection
 ) -> None:
     """Tell the coordinator's peak in models, and the seconds of an exchange."""
-    with _federation(sites, 0.0) as grid:
+    with _federation(sites, 0.0, together=True) as grid:
         small = _Rounds(grid, sites, _model(0.01, tensors))
         small.one()  # imports and pools: not measured
         peak, seconds = _Peak(), []

@@ -219,7 +219,7 @@ def _rounds(
         tell.round(result.round, {site: v["epsilon"] for site, v in replies.items()})
 
     try:
-        ended = run_rounds(grid, strategy, plan, (0, state), after)
+        ended = run_rounds(grid, strategy, plan, (0, dict(state)), after)
     except FederationError as err:
         raise FederationError(f"{err}. The site's own account: {directory}/errors.log") from err
     if ended.completed < plan.training.rounds:

@@ -105,10 +105,10 @@ class InProcessGrid(MessageGrid):
             yield self._reply(self._push(message))
 
 
-@functools.lru_cache(maxsize=64)
-def _site(directory: Path) -> Site:
-    """A site's data, read once per process."""
-    return load_site(directory)
+@functools.lru_cache(maxsize=1)
+def _opened(directories: tuple[Path, ...]) -> dict[Path, Site]:
+    """The sites of one federation, each read once per process; those of the one before go."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,11 @@ class PartitionSites:
 
     def __call__(self, context: Context) -> Site:
         """The site of this node."""
-        return _site(self.directories[int(context.node_config["partition-id"])])
+        opened = _opened(self.directories)
+        directory = self.directories[int(context.node_config["partition-id"])]
+        if directory not in opened:
+            opened[directory] = load_site(directory)
+        return opened[directory]
 
 
 @contextmanager

@@ -8,7 +8,8 @@ says what, and ``tests/test_flower_contract.py`` holds it to the installed versi
 - ``records``: tensors and messages; a grid around a grid;
 - ``engine``: the Ray simulation engine;
 - ``link``: the coordinator's end of a federation over a network (its parts, from the port
-  inwards: ``serving``, ``gate``, ``fleet``, ``desk``, ``spool``);
+  inwards: ``serving``, ``gate``, ``fleet``, ``desk``, ``spool``,
+  ``bodies``);
 - ``node``: a site's end of it (``connection``, and ``trouble``, which says in words what is
   wrong with one).
 

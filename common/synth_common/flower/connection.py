@@ -26,6 +26,7 @@ from synth_common.errors import ConfigError, RefusedError, UnreachableError
 from synth_common.flower.trouble import clock_offset, detail_of, explain
 
 _HEARTBEATS_PER_LEASE = 4  # three may be lost
+_MOST_ANSWER = 16 * 2**20  # bytes of one answer; tensors come in pieces of 1 MiB
 INTERVALS_PER_LEASE = 2
 """Flower's HEARTBEAT_PATIENCE: a lease is so many times the stated interval."""
 
@@ -110,6 +111,7 @@ class FleetClient(FleetHttpClient):
             timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
             proxy=coordinator.proxy,
             trust_env=False,
+            event_hooks={"response": [_require_bearable]},
         )
 
     def _unary_unary(self, **call: Any) -> Any:
@@ -125,6 +127,16 @@ class FleetClient(FleetHttpClient):
         # Signing looks at the request's headers alone; there is no protobuf message here.
         response = self._send(ProtobufRequestContext("", None, request))
         return response.raise_for_status()
+
+
+def _require_bearable(response: httpx.Response) -> None:
+    """Refuse an answer before its body is read: one that is large, or may become so."""
+    length = response.headers.get("content-length", "")
+    packed = response.headers.get("content-encoding", "identity") != "identity"
+    if packed or not length.isdecimal() or int(length) > _MOST_ANSWER:
+        raise httpx.RemoteProtocolError(
+            f"the answer has no length of at most {_MOST_ANSWER} bytes", request=response.request
+        )
 
 
 class Heartbeats:

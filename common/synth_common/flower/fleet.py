@@ -82,7 +82,7 @@ class Fleet:
     def __init__(self, state: InMemoryLinkState, desk: Desk) -> None:
         self._state, self._desk = state, desk
 
-    def answer(self, path: str, key: bytes, body: bytes | bytearray) -> bytes | Refusal:
+    def answer(self, path: str, key: bytes, body: bytes) -> bytes | Refusal:
         """The serialised response to a request, or why there is none.
 
         Args:
@@ -92,7 +92,7 @@ class Fleet:
         """
         route = ROUTES[path]
         try:
-            request = route.kind.FromString(bytes(body))
+            request = route.kind.FromString(body)
         except DecodeError:
             return Refusal(400, "the body is not the protobuf message of this path")
         node = self._state.get_node_id_by_public_key(key)

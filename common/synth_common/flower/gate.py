@@ -37,8 +37,10 @@ from flwr.supercore.primitives.asymmetric import (
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from synth_common.enrolment import Verdict
+from synth_common.flower.bodies import Incoming, outgoing, parts
 from synth_common.flower.desk import Refusal
 from synth_common.flower.fleet import ROUTES, Fleet
+from synth_common.flower.spool import Piece, Spool
 from synth_common.flower.trouble import CLOCK_DETAIL
 
 Scope = MutableMapping[str, Any]
@@ -49,9 +51,10 @@ Send = Callable[[Event], Awaitable[None]]
 _LOG = logging.getLogger(__name__)
 HEALTH = "/health"
 _JSON = "application/json"
+_NOTHING = Piece(b"", None, 0, 0)
 _BODY_SECONDS = 120.0  # a body of at most max_request_bytes comes in this time, or not at all
-_HANDLERS = 4  # threads that answer; bodies are read before, see _IN_FLIGHT
-_IN_FLIGHT = 16  # requests of one key at a time, which bounds the bodies it can have in memory
+_HANDLERS = 2  # threads that answer: so many whole bodies are in memory
+_IN_FLIGHT = 16  # requests of one key at a time
 
 
 class Judge(Protocol):
@@ -65,7 +68,7 @@ class Judge(Protocol):
 @dataclass(frozen=True)
 class _Response:
     status: int
-    body: bytes = b""
+    body: Piece = _NOTHING
     media_type: str = _JSON
     close: bool = False
 
@@ -75,8 +78,7 @@ class _Turned(Exception):
 
     def __init__(self, status: int, reason: str, refusal: str | None = None) -> None:
         super().__init__(reason)
-        body = json.dumps({"detail": reason, "refusal": refusal}).encode()
-        self.response = _Response(status, body, close=True)
+        self.response = _Response(status, _json(detail=reason, refusal=refusal), close=True)
 
 
 class Gate:
@@ -87,6 +89,7 @@ class Gate:
         doorkeeper: Knows who is enrolled.
         heard: Called with the site's name and key at each request that is let through.
         max_request_bytes: Largest body.
+        spool: Takes bodies on their way.
     """
 
     def __init__(
@@ -95,9 +98,10 @@ class Gate:
         doorkeeper: Judge,
         heard: Callable[[str, bytes], None],
         max_request_bytes: int,
+        spool: Spool,
     ) -> None:
         self._fleet, self._doorkeeper, self._heard = fleet, doorkeeper, heard
-        self._max_request_bytes = max_request_bytes
+        self._max_request_bytes, self._spool = max_request_bytes, spool
         self._in_flight: Counter[bytes] = Counter()  # by key; of the event loop alone
         self._threads = ThreadPoolExecutor(_HANDLERS, thread_name_prefix="fleet")
 
@@ -117,15 +121,17 @@ class Gate:
             return
         except Exception:  # a fault of ours; a peer learns nothing of it
             _LOG.exception("request to %s failed", scope["path"])
-            response = _Response(500, b'{"detail": "internal error"}', close=True)
+            response = _Response(500, _json(detail="internal error"), close=True)
         headers = [
             (b"content-type", response.media_type.encode()),
-            (b"content-length", str(len(response.body)).encode()),
+            (b"content-length", str(response.body.length).encode()),
         ]
         if response.close:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+        for part in parts(response.body):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body"})
 
     async def _respond(self, scope: Scope, receive: Receive) -> _Response:
         path, method = scope["path"], scope["method"]
@@ -164,10 +170,14 @@ class Gate:
         """Read the body and have a thread answer it."""
         body = await self._read(receive)
         loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(self._threads, self._fleet.answer, path, key, body)
+        return await loop.run_in_executor(self._threads, self._answer, path, key, body)
+
+    def _answer(self, path: str, key: bytes, body: Incoming) -> _Response:
+        """In a thread: the whole body, and the whole answer, in memory."""
+        answer = self._fleet.answer(path, key, body.read())
         if isinstance(answer, Refusal):
-            return _Response(answer.status, json.dumps({"detail": answer.reason}).encode())
-        return _Response(200, answer, PROTOBUF_MEDIA_TYPE)
+            return _Response(answer.status, _json(detail=answer.reason))
+        return _Response(200, outgoing(answer, self._spool), PROTOBUF_MEDIA_TYPE)
 
     def _judge(self, headers: dict[str, bytes]) -> tuple[str, bytes]:
         """The site and its key. Why somebody is turned away, only the key's owner learns."""
@@ -188,10 +198,10 @@ class Gate:
     def _too_large(self) -> _Turned:
         return _Turned(413, f"a request may have {self._max_request_bytes} bytes")
 
-    async def _read(self, receive: Receive) -> bytearray:
+    async def _read(self, receive: Receive) -> Incoming:
         """The body, which is given up when it is too large or too slow."""
         until = time.monotonic() + _BODY_SECONDS
-        body = bytearray()
+        body = Incoming(self._spool)
         while True:
             left = max(0.0, until - time.monotonic())
             try:
@@ -200,8 +210,8 @@ class Gate:
                 raise _Turned(408, "the body did not come in time") from None
             if event["type"] == "http.disconnect":
                 raise _HungUpError
-            body += event.get("body", b"")
-            if len(body) > self._max_request_bytes:
+            body.add(event.get("body", b""))
+            if body.length > self._max_request_bytes:
                 raise self._too_large()
             if not event.get("more_body", False):
                 return body
@@ -212,6 +222,12 @@ class _HungUpError(Exception):
 
 
 _PROTOBUF = PROTOBUF_MEDIA_TYPE.encode()
+
+
+def _json(**fields: str | None) -> Piece:
+    """A body in JSON."""
+    body = json.dumps(fields).encode()
+    return Piece(body, None, 0, len(body))
 
 
 def _signer(headers: dict[str, bytes]) -> bytes:

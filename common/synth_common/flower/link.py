@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from typing import Protocol
 
-from flwr.app import Error, Message
+from flwr.app import Message
 from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, SUPERLINK_NODE_ID
@@ -34,6 +34,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
 
+from synth_common import messages as words
 from synth_common.errors import ConfigError, DataError, FederationError, StorageError
 from synth_common.flower.desk import Desk, Letter
 from synth_common.flower.fleet import Fleet
@@ -46,8 +47,9 @@ __all__ = ["Doorkeeper", "LinkGrid", "Listener", "open_link"]
 
 INSTALLED = "synthward/installed"  # the name of the bundle, and all there is of it
 _FOREVER = 10 * 365 * 86400.0  # see LinkGrid: a deadline is not a time to live
+_PASSING_BYTES = 4 * 2**20  # a body that comes slowly holds no more of the disk than that
 _M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 2**20  # mallopt(3)
-_DATA_ERROR = 1000 + DataError.exit_code  # as in synth_common.messages
+_M_ARENA_MAX, _ARENAS = -8, 2
 
 
 class Doorkeeper(Judge, Protocol):
@@ -132,23 +134,6 @@ class LinkGrid(MessageGrid):
         """Seconds since each site was heard; only sites whose lease holds."""
         return self._roster.online()
 
-    def wait_for(self, count: int, timeout: float) -> Mapping[int, str]:
-        """Wait until so many sites are online; returns all enrolled sites.
-
-        Raises:
-            FederationError: Too few came in time; names who is missing.
-        """
-        until = time.monotonic() + timeout
-        while len(online := self.online()) < count:
-            if time.monotonic() >= until:
-                missing = sorted(set(self.sites.values()) - set(online))
-                raise FederationError(
-                    f"{len(online)} sites are online after {timeout:.0f} s, and {count} are "
-                    f"needed (federation.min_sites); missing: {', '.join(missing) or 'none'}"
-                )
-            time.sleep(0.05)
-        return self.sites
-
     def set_run(self, run: Run) -> None:
         """The run is this grid's own; see Flower's Grid."""
         if run.run_id != self._run.run_id:
@@ -167,11 +152,17 @@ class LinkGrid(MessageGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Put messages where their sites will find them; returns their ids.
 
+        A site that was revoked meanwhile is asked nothing: there is no id for it.
+
         Raises:
-            FederationError: A message is addressed to no enrolled site.
+            FederationError: A message is addressed to a node that no site ever had.
             StorageError: A message cannot be kept (full disk).
         """
-        return [self._push(message) for message in messages]
+        pushed = []
+        for message in messages:
+            with suppress(_RevokedError):
+                pushed.append(self._push(message))
+        return pushed
 
     def _push(self, message: Message) -> str:
         node = message.metadata.dst_node_id
@@ -249,7 +240,7 @@ class LinkGrid(MessageGrid):
             reader = ContentReader(self._store, self._max_reply_bytes)
             return make_message(metadata, content=reader.read(letter.tree[0]))
         except DataError:
-            return make_message(metadata, error=Error(_DATA_ERROR, DataError.__name__))
+            return make_message(metadata, error=words.error_of(DataError))
         finally:
             self.desk.close([letter.id])
 
@@ -327,10 +318,13 @@ def _return_large_blocks() -> None:
 
     glibc does so from 128 KiB on, until the first such block is freed: then it raises the
     bound, up to 32 MiB, and tensors that come and go fragment the heap by more than a model.
-    Naming the bound keeps it. Elsewhere than on glibc nothing is done.
+    Naming the bound keeps it. Threads share few heaps: each keeps what it needed at its most.
+    Elsewhere than on glibc nothing is done.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        library.mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 @contextmanager
@@ -352,7 +346,9 @@ def open_link(listener: Listener, doorkeeper: Doorkeeper) -> Iterator[LinkGrid]:
     state = InMemoryLinkState(NoOpFederationManager(), store)
     roster = _Roster(state, doorkeeper)
     grid = LinkGrid(state, store, roster, listener)
-    gate = Gate(Fleet(state, grid.desk), doorkeeper, roster.heard, listener.max_request_bytes)
+    passing = Spool(listener.spool, _PASSING_BYTES)
+    fleet = Fleet(state, grid.desk)
+    gate = Gate(fleet, doorkeeper, roster.heard, listener.max_request_bytes, passing)
     with bound(listener) as port, closing(gate), serving(listener, gate, port):
         grid.port = port.getsockname()[1]
         yield grid

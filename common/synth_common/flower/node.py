@@ -5,6 +5,9 @@ process, and sends the answers. It fetches no code and starts no other process. 
 happens to the network, it comes back: a finished answer is kept in hand until it is
 delivered or the coordinator no longer waits for it.
 
+The coordinator is not trusted with this machine's memory: what a message may weigh is said by
+whoever runs the node, and nothing is unfolded that was not weighed.
+
 Not public in Flower: the functions that move objects, and the conversions between messages
 and protobuf.
 """
@@ -12,6 +15,7 @@ and protobuf.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +25,7 @@ from typing import Protocol
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Message, RecordDict
-from flwr.app.message.message import remove_content_from_message
+from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
@@ -35,6 +39,8 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
     get_object_tree,
+    is_valid_sha256_hash,
+    iterate_object_tree,
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
@@ -45,7 +51,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     ObjectPushError,
-    pull_and_inflate_object_from_tree,
+    pull_objects,
     push_objects,
 )
 
@@ -59,6 +65,7 @@ from synth_common.flower.connection import (
     knock,
     raise_refusal,
 )
+from synth_common.flower.spool import ContentReader, HeldObjects
 from synth_common.flower.trouble import Trouble, explain
 
 __all__ = ["Coordinator", "NodeEvents", "Pace", "knock", "serve_node"]
@@ -66,6 +73,10 @@ __all__ = ["Coordinator", "NodeEvents", "Pace", "knock", "serve_node"]
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between attempts to come back
 _LEASE = (20.0, 3600.0)  # Flower takes intervals from 10 to 1800 s
 _NOT_WAITED_FOR = (404, 409)  # the answer, or what it answers, is gone
+_PULL_TRIES = 4  # for an object that is announced and not there, with pauses of 1, 2 and 4 s
+_MOST_MESSAGE = 2**30
+_HEADS = 4 * 2**20  # bytes of a message beside its tensors
+_MOST_OBJECTS = 50_000
 
 
 class NodeEvents(Protocol):
@@ -83,6 +94,9 @@ class NodeEvents(Protocol):
     def answered(self, message: Message, reply: Message) -> None:
         """The coordinator has the whole answer."""
 
+    def unwanted(self, message: Message) -> None:
+        """The coordinator does not take the answer, or does not wait for it any more."""
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -93,11 +107,14 @@ class Pace:
         lease_seconds: How long the coordinator takes this node for online after its last
             sign of life, from 20 to 3600 s.
         timeout_seconds: How long a connection may be silent before it is given up.
+        most_bytes: Says at each message what its tensors may weigh; a larger one is answered
+            with an error.
     """
 
     poll_seconds: float = 0.5
     lease_seconds: float = 60.0
     timeout_seconds: float = 30.0
+    most_bytes: Callable[[], int] = lambda: _MOST_MESSAGE
 
     def __post_init__(self) -> None:
         if not _LEASE[0] <= self.lease_seconds <= _LEASE[1]:
@@ -135,7 +152,7 @@ def serve_node(
         ConfigError: The authority's certificate cannot be used.
     """
     with FleetClient(coordinator, key, pace.timeout_seconds) as client:
-        node = _Serving(client, app, events, pace.lease_seconds)
+        node = _Serving(client, app, events, pace)
         wait = _FIRST_WAIT
         try:
             while not stopping():
@@ -170,14 +187,27 @@ class _Answer:
     seconds: float
 
 
+class _Scale:
+    """Weighs what comes of one message, in whatever threads it comes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._left, self._lock = most_bytes, threading.Lock()
+
+    def weigh(self, content: bytes) -> bytes:
+        """The content. Raises DataError when it is too much."""
+        with self._lock:
+            self._left -= len(content)
+            if self._left < 0:
+                raise DataError("the coordinator's message is larger than this site allows")
+        return content
+
+
 class _Serving:
     """The loop's state: whether the coordinator knows this node, and the answer in hand."""
 
-    def __init__(
-        self, client: FleetClient, app: ClientApp, events: NodeEvents, lease_seconds: float
-    ) -> None:
+    def __init__(self, client: FleetClient, app: ClientApp, events: NodeEvents, pace: Pace) -> None:
         self._client, self._app, self._events = client, app, events
-        self._lease = lease_seconds
+        self._lease, self._most_bytes = pace.lease_seconds, pace.most_bytes
         self._node: Node | None = None
         self._heartbeats: Heartbeats | None = None
         self._answer: _Answer | None = None
@@ -239,7 +269,7 @@ class _Serving:
         began = time.perf_counter()
         message = message_from_proto(pulled.messages_list[0])
         try:
-            message = self._fetch(message.metadata.run_id, pulled.message_object_trees[0])
+            message = self._fetch(message, pulled.message_object_trees[0])
         except DataError as err:
             reply = messages.error_reply(message, err)
         else:
@@ -249,22 +279,29 @@ class _Serving:
         self._answer = _Answer(message, reply, time.perf_counter() - began)
         return True
 
-    def _fetch(self, run_id: int, tree: ObjectTree) -> Message:
-        """A message with its content. Raises DataError when the objects are no message."""
-        node = self._node or Node()
-        try:
-            message = pull_and_inflate_object_from_tree(
-                tree,
-                make_pull_object_fn_protobuf(self._client.PullObject, node, run_id),
-                make_confirm_message_received_fn_protobuf(
-                    self._client.ConfirmMessageReceived, node, run_id
-                ),
-                return_type=Message,
-            )
-        except (httpx.HTTPError, ObjectPullError):
-            raise
-        except Exception as err:  # Flower's inflate raises whatever a malformed body causes
-            raise DataError("the coordinator's message cannot be rebuilt") from err
+    def _fetch(self, head: Message, tree: ObjectTree) -> Message:
+        """A message with its content.
+
+        Raises:
+            DataError: The objects are no message, or weigh too much.
+            ObjectPullError: One that was announced does not come.
+        """
+        node, run_id = self._node or Node(), head.metadata.run_id
+        ids = [part.object_id for part in iterate_object_tree(tree)]
+        if len(ids) > _MOST_OBJECTS or not all(map(is_valid_sha256_hash, ids)):
+            raise DataError("the coordinator's message is no tree of objects, or too large a one")
+        most_bytes = self._most_bytes()
+        scale = _Scale(most_bytes + _HEADS)
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, node, run_id)
+        found = pull_objects(
+            ids, lambda key: scale.weigh(pull(key)), max_tries_per_object=_PULL_TRIES
+        )
+        confirm = make_confirm_message_received_fn_protobuf(
+            self._client.ConfirmMessageReceived, node, run_id
+        )
+        confirm(tree.object_id)
+        content = ContentReader(HeldObjects(found), most_bytes).read(tree.object_id)
+        message = make_message(head.metadata, content=content)
         message.metadata.__dict__["_message_id"] = tree.object_id  # an object cannot hold it
         return message
 
@@ -292,6 +329,7 @@ class _Serving:
             status = err.response.status_code
             if 400 <= status < 500 and status != httpx.codes.UNAUTHORIZED:
                 self._answer = None  # it will not be taken at the next attempt either
+                self._events.unwanted(answer.message)
             if status not in _NOT_WAITED_FOR:
                 raise
             return

@@ -1,15 +1,21 @@
-"""The web server behind the coordinator's public port: uvicorn over TLS, in a thread."""
+"""The web server behind the coordinator's public port: uvicorn over TLS, in a thread.
+
+Not documented in asyncio: ``SSLProtocol.max_size``, the size of what a connection reads into.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -20,6 +26,8 @@ from synth_common.flower.gate import Gate
 _START_SECONDS = 30.0
 _STOP_SECONDS = 1
 _MAX_CONNECTIONS = 512
+_BUFFER = 16 * 2**10  # bytes that a connection holds on the way in, and on the way out
+_HANDSHAKE_SECONDS = 20.0  # a connection speaks TLS in this time, or ends; asyncio gives it 60
 _HEAD_SECONDS = 20.0  # the head of a request comes in this time, or the connection ends
 
 
@@ -73,6 +81,7 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(_BUFFER)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -99,7 +108,13 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Closes its connections for good when it ends."""
+    """Waits for no handshake for long, and closes its connections for good when it ends."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn, which does not pass a time for the handshake on."""
+        loop: Any = asyncio.get_running_loop()
+        loop.create_server = partial(loop.create_server, ssl_handshake_timeout=_HANDSHAKE_SECONDS)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn. TLS waits for the peer's farewell; a peer that is cut off sends none."""
@@ -139,6 +154,8 @@ def serving(listener: Listener, app: Gate, port: socket.socket) -> Iterator[None
         raise ConfigError(
             f"certificate {listener.certificate} with key {listener.key} cannot be used: {err}"
         ) from err
+    # Every connection has such a buffer, and OpenSSL another one; 256 KiB if it is not named.
+    asyncio.sslproto.SSLProtocol.max_size = _BUFFER
     server = _Server(config)
     thread = threading.Thread(
         target=server.run, kwargs={"sockets": [port]}, name="link", daemon=True

@@ -18,9 +18,10 @@ import os
 import tempfile
 import threading
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
@@ -36,7 +37,7 @@ from synth_common.errors import DataError
 _SMALL = 16 * 2**10  # contents below this stay in memory
 _HEAD_BYTES = 256  # holds the head of a chunk, which names no children
 _RECORD_BYTES = 2**20  # of a record that is no array, and of an array's list of pieces
-_FILE_BYTES = 64 * 2**20  # a file is given up, and a new one begun, at this size
+_FILE_BYTES = 64 * 2**20
 
 
 class _File:
@@ -57,12 +58,13 @@ class Piece:
     offset: int
     length: int
 
-    def read(self, most: int | None = None) -> bytes:
-        """The content, or its first bytes. Raises OSError when the disk fails."""
-        length = self.length if most is None else min(most, self.length)
+    def read(self, most: int | None = None, skip: int = 0) -> bytes:
+        """The content, or some of its bytes. Raises OSError when the disk fails."""
+        left = max(0, self.length - skip)
+        length = left if most is None else min(most, left)
         if self.file is None:
-            return (self.content or b"")[:length]
-        return os.pread(self.file.descriptor, length, self.offset)
+            return (self.content or b"")[skip : skip + length]
+        return os.pread(self.file.descriptor, length, self.offset + skip)
 
 
 class Spool:
@@ -70,10 +72,11 @@ class Spool:
 
     Args:
         folder: Where the files lie, or None for the system's folder for temporary files.
+        file_bytes: A file is given up, and a new one begun, at this size.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path | None = None, file_bytes: int = _FILE_BYTES) -> None:
+        self._folder, self._file_bytes = folder, file_bytes
         self._file: _File | None = None
         self._end = 0
         self._lock = threading.Lock()
@@ -83,7 +86,7 @@ class Spool:
         if len(content) < _SMALL:
             return Piece(content, None, 0, len(content))
         with self._lock:
-            if self._file is None or self._end >= _FILE_BYTES:
+            if self._file is None or self._end >= self._file_bytes:
                 # The pieces in the old file hold it; it is closed with the last of them.
                 self._file, self._end = _File(self._folder), 0
             file, offset = self._file, self._end
@@ -174,6 +177,32 @@ class SpooledArray(Array):
             raise TypeError("a spooled array is read only")
 
 
+class Objects(Protocol):
+    """Contents by object id."""
+
+    def piece(self, object_id: str) -> Piece:
+        """Where a content lies. Raises DataError when it is not there."""
+        ...
+
+
+class HeldObjects:
+    """Contents in memory.
+
+    Args:
+        contents: By object id.
+    """
+
+    def __init__(self, contents: Mapping[str, bytes]) -> None:
+        self._contents = contents
+
+    def piece(self, object_id: str) -> Piece:
+        """See :class:`Objects`."""
+        content = self._contents.get(object_id)
+        if content is None:
+            raise DataError(f"the message lacks object {object_id[:16]}")
+        return Piece(content, None, 0, len(content))
+
+
 class ContentReader:
     """Rebuilds a message's content from objects that a peer sent.
 
@@ -183,7 +212,7 @@ class ContentReader:
             many times, so what was sent is no bound on what it unfolds to.
     """
 
-    def __init__(self, store: SpooledStore, max_bytes: int) -> None:
+    def __init__(self, store: Objects, max_bytes: int) -> None:
         self._store, self._left = store, max_bytes
 
     def read(self, message_object_id: str) -> RecordDict:
@@ -234,7 +263,7 @@ class ContentReader:
                 raise DataError("an array holds an object of another kind")
             self._left -= piece.length
             if self._left < 0:
-                raise DataError("the message's arrays are larger than max_reply_bytes")
+                raise DataError("the message's arrays are larger than is allowed")
             pieces.append(piece)
         dtype, stype = str(described["dtype"]), str(described["stype"])
         return SpooledArray(dtype, tuple(map(int, described["shape"])), stype, pieces)

@@ -12,6 +12,8 @@ from enum import StrEnum
 
 import httpx
 
+from synth_common.certificates import distrust
+
 
 class Kind(StrEnum):
     """The part that fails."""
@@ -41,11 +43,6 @@ class Trouble:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.sentence}"
-
-
-# OpenSSL's X509_V_ERR_*: https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error/
-_NOT_YET_VALID, _EXPIRED = 9, 10
-_WRONG_NAME = (62, 64)  # host name, IP address
 
 
 def explain(err: Exception, address: str, proxy: str | None) -> Trouble:
@@ -102,19 +99,20 @@ def _causes(err: BaseException | None) -> Iterator[BaseException]:
 
 
 def _certificate(err: ssl.SSLCertVerificationError, address: str) -> Trouble:
-    if err.verify_code in _WRONG_NAME:
+    found = distrust(err)
+    if found == "name":
         return Trouble(
             Kind.CERTIFICATE_NAME,
             f"the certificate at {address} names another host; the kit's address and the names "
             "in the server's certificate must agree",
         )
-    if err.verify_code == _EXPIRED:
+    if found == "expired":
         return Trouble(
             Kind.EXPIRED,
             f"the certificate at {address} has expired, or this machine's clock is wrong; the "
             "coordinator renews it",
         )
-    if err.verify_code == _NOT_YET_VALID:
+    if found == "not yet valid":
         return Trouble(
             Kind.CLOCK,
             f"the certificate at {address} is not valid yet: this machine's clock is slow",

@@ -11,6 +11,7 @@ plans, are entries too, each with a name and a reason. How entries are kept safe
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from synth_common.errors import BudgetError, ConfigError, LedgerError, PlanError
 from synth_common.plan import Accountant, Unit
 from synth_common.privacy.accounting import Use, epsilon
 from synth_common.privacy.chain import Chain, Entry
+
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a run's id looks like: fit for a line, and for a part of a file's name."""
 
 
 @dataclass(frozen=True)

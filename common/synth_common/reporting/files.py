@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from synth_common.errors import StorageError
@@ -39,6 +40,13 @@ def replace_bytes(path: Path, content: bytes, mode: int = 0o644) -> Path:
     except OSError as err:
         raise StorageError(f"cannot write {path}: {err.strerror}") from err
     return path
+
+
+def filled(template: str, values: Mapping[str, object]) -> str:
+    """A template with ``@NAME@`` replaced by the value ``name``, for each."""
+    for name, value in values.items():
+        template = template.replace(f"@{name.upper()}@", str(value))
+    return template
 
 
 def replace_text(path: Path, content: str) -> Path:
