@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import ks_2samp
 
-from synth_common.images.duplicates import pixel_codes
 from synth_common.images.imageset import ImageSet
 
 Array = npt.NDArray[np.float64]
@@ -92,13 +91,6 @@ def by_unit(values: npt.NDArray[np.floating], units: npt.NDArray[np.int64]) -> A
     """Mean value of each unit 0..U-1."""
     sums = np.bincount(units, weights=values.astype(np.float64))
     return np.asarray(sums / np.bincount(units))
-
-
-def shared_pictures(first: ImageSet, second: ImageSet) -> int:
-    """How many images of the first set are, pixel for pixel, in the second too."""
-    pixels = np.concatenate([first.images, second.images])
-    codes = pixel_codes(ImageSet(pixels, np.zeros(len(pixels), dtype=np.int64), ("any",)))
-    return int(np.isin(codes[: len(first)], codes[len(first) :]).sum())
 
 
 def shared_patients(first: ImageSet, second: ImageSet) -> int:

@@ -54,9 +54,14 @@ def refuse_shared_patients(train: ImageSet, holdout: ImageSet) -> None:
 
 def absent_from(images: ImageSet, others: Sequence[ImageSet]) -> ImageSet:
     """The images of which no exact copy is in the other sets."""
+    return images.subset(~copied_in(images, others))
+
+
+def copied_in(images: ImageSet, others: Sequence[ImageSet]) -> npt.NDArray[np.bool_]:
+    """(N,) whether an exact copy of each image is in one of the other sets."""
     pixels = np.concatenate([s.images for s in (images, *others)])
     codes = pixel_codes(ImageSet(pixels, np.zeros(len(pixels), dtype=np.int64), ("any",)))
-    return images.subset(~np.isin(codes[: len(images)], codes[len(images) :]))
+    return np.isin(codes[: len(images)], codes[len(images) :])
 
 
 def split_units(images: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, ImageSet]:

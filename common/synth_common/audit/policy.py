@@ -75,11 +75,11 @@ class Gate(StrictModel):
         """A limit where one is needed, and a view in which the measure exists."""
         if (self.limit is None) != (self.measure in _WITHOUT_LIMIT):
             needs = "takes no limit" if self.limit is not None else "needs a limit"
-            raise ValueError(f"gates: measure {self.measure} {needs}")
+            raise ValueError(f"measure {self.measure} {needs}")
         if self.view != "images" and self.measure in _IMAGES_ONLY:
-            raise ValueError(f"gates: measure {self.measure} exists in the view images only")
+            raise ValueError(f"measure {self.measure} exists in the view images only")
         if self.measure != "epsilon" and self.limit is not None and self.limit > 1:
-            raise ValueError(f"gates: measure {self.measure}: limit {self.limit:g} is above 1")
+            raise ValueError(f"measure {self.measure}: limit {self.limit:g} is above 1")
         return self
 
 
