@@ -15,6 +15,9 @@ from synth_common.audit.measuring import Measured
 from synth_common.audit.policy import AuditPolicy
 from synth_common.audit.statistics import Difference, holm
 
+_RARE = 0.001
+"""A baseline or control that chance alone would give so rarely makes an attack unreadable."""
+
 Verdict = Literal["found", "not found", "not resolvable"]
 
 
@@ -111,14 +114,14 @@ def judge(
 
 def _attack(measured: Measured, corrected: float, alpha: float) -> Judged:
     """An attack counts only beside its blind baseline and its control."""
-    unlike = measured.baseline.interval()[0] > 0.5
-    if measured.control_chance < alpha / 100:
+    if measured.control_chance < _RARE:
         return Judged(corrected, "not resolvable")
     if corrected >= alpha:
-        # Members and non-members that differ by themselves can hide a leak.
+        # Members and non-members that clearly differ by themselves can hide a leak.
+        unlike = measured.baseline.bounds(_RARE)[0] > 0.5
         return Judged(corrected, "not resolvable" if unlike else "not found")
-    gained = measured.gain[0] > 0
-    return Judged(corrected, "found" if gained or not unlike else "not resolvable")
+    gained = measured.gain[0] > 0 or measured.baseline.interval()[0] <= 0.5
+    return Judged(corrected, "found" if gained else "not resolvable")
 
 
 def copy_tests(copying: Mapping[str, CopyTest], space: str) -> list[Tested]:

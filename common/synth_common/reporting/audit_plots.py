@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from synth_common.reporting.numbers import interval, measured, number
 from synth_common.reporting.svg import (
@@ -52,7 +53,7 @@ def auc_plot(name: str, attacks: Sequence[Mapping[str, Any]]) -> Plot | None:
         for place, (axes, space) in enumerate(zip(grid.flat, spaces, strict=True)):
             own = [a for a in drawn if a["space"] == space]
             _rows(axes, own, [str(a["attack"]) for a in own], _KINDS, place == 0 or _differ(drawn))
-            axes.set_title(short_names([space], 44 if len(spaces) > 1 else 70)[0])
+            axes.set_title(_title(space))
         styles = [_dot(i) for i in range(len(_KINDS))]
         legend(figure, [key(s) for s in styles], [kind for kind, _, _ in _KINDS])
 
@@ -84,6 +85,11 @@ def group_plot(groups: Sequence[Mapping[str, Any]]) -> Plot | None:
         legend(figure, [key(_dot(i)) for i in range(2)], ["Strongest attack", "Blind baseline"])
 
     return draw("groups", alt, (WIDTH, 0.9 + 0.28 * len(drawn)), paint)
+
+
+def _title(space: str) -> str:
+    """A space's name without its numbers; the table has it whole."""
+    return short_names([space.partition(",")[0]], 40)[0]
 
 
 def _dot(number_: int) -> dict[str, Any]:
@@ -146,8 +152,11 @@ def roc_plot(
                 shown = {**style, "marker": None}
                 axes.step(*zip(*points, strict=True), where="post", **shown)
             axes.set(xscale="log", yscale="log", xlim=(_LEAST, 1), ylim=(_LEAST, 1.3))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(FixedLocator([0.001, 0.01, 0.1, 1]))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.set_xlabel("False positive rate")
-            axes.set_title(short_names([space], 44 if len(spaces) > 1 else 70)[0])
+            axes.set_title(_title(space))
         grid[0][0].set_ylabel("True positive rate")
         styles = [{**series_style(i), "marker": None} for i in range(len(names))]
         labels = [*names, "guessing"]
