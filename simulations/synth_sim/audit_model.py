@@ -13,17 +13,20 @@ from synth_common.plan import Plan
 from synth_common.reporting.factbook import FactBook
 from synth_common.validation import validate
 from synth_server.checkpoint import load_latest
+from synth_sim.kept_updates import read_updates
 
 
-def load_model(run: Path) -> ReleasedModel:
+def load_model(run: Path, updates: Path | None = None) -> ReleasedModel:
     """Read a run of synth-sim or synth-server.
 
     Args:
         run: Its directory, with ``facts.jsonl`` and ``checkpoints``.
+        updates: Its stored updates, for the view of a curious server.
 
     Raises:
         ConfigError: It is no run directory.
         CheckpointError: It has no checkpoint, or one that is damaged or of another plan.
+        DataError: The updates cannot be read.
     """
     if not (run / "facts.jsonl").is_file():
         raise ConfigError(f"--model {run}: holds no run (no facts.jsonl)")
@@ -39,7 +42,8 @@ def load_model(run: Path) -> ReleasedModel:
     generator = build_generator(plan.generator, seed=0, pretraining=plan.pretraining)
     generator.load_shared_state(checkpoint.state)
     generator.eval()
-    return ReleasedModel(plan, generator, checkpoint.round, _epsilon(book), run.name)
+    kept = {} if updates is None else read_updates(updates)
+    return ReleasedModel(plan, generator, checkpoint.round, _epsilon(book), run.name, kept)
 
 
 def _epsilon(book: FactBook) -> float | None:

@@ -40,6 +40,7 @@ class AuditOptions:
         synthetic, members, nonmembers, reference: Sources as :func:`outline` takes them.
         out: Directory of the audit; must be empty or absent.
         model: Run directory of the released model.
+        updates: Stored updates of that run; need ``model``.
         policy: Policy file; None for the packaged one.
         seed: Of draws and resamples.
         size: Side of the compared pictures; None for the synthetic images' own.
@@ -53,6 +54,7 @@ class AuditOptions:
     out: Path
     reference: str | None = None
     model: Path | None = None
+    updates: Path | None = None
     policy: Path | None = None
     seed: int = 0
     size: int | None = None
@@ -86,8 +88,10 @@ def run_audit(options: AuditOptions, tell: Callable[[str], None]) -> AuditDone:
     started, clock = datetime.now(UTC), monotonic()
     written = read_policy(options.policy)
     _require_free(options.out)
+    if options.updates is not None and options.model is None:
+        raise ConfigError("--updates needs --model: the run whose updates they are")
     tell("reading the sets")
-    model = None if options.model is None else load_model(options.model)
+    model = None if options.model is None else load_model(options.model, options.updates)
     inputs = _inputs(options, model)
     found = audit_release(inputs, written, model, options.seed, tell)
     tell("writing the report")

@@ -39,6 +39,13 @@ def run(
         Path | None,
         typer.Option(help="Run directory of the released model, for attacks on its weights."),
     ] = None,
+    updates: Annotated[
+        Path | None,
+        typer.Option(
+            help="Updates that the run kept (synth-sim run --keep-updates), for the view of a "
+            "curious server; needs --model."
+        ),
+    ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="Policy file (TOML) with the gates; default: packaged.")
     ] = None,
@@ -73,6 +80,7 @@ def run(
         out=out,
         reference=reference,
         model=model,
+        updates=updates,
         policy=policy,
         seed=seed,
         size=size,

@@ -14,6 +14,7 @@ from scipy.special import log_ndtr, ndtr, ndtri
 from synth_common.errors import DataError
 
 _CLOSE_ENOUGH = 1e-6
+_LARGE = 700.0  # e to this is still a float
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -96,9 +97,10 @@ def dp_tpr(epsilon: float, delta: float, fpr: float) -> float:
         raise DataError(f"epsilon = {epsilon}: must be 0 or more")
     if not 0 <= fpr <= 1:
         raise DataError(f"false positive rate {fpr}: must be in [0, 1]")
-    small = math.exp(-epsilon)
-    steep = fpr / small + delta if small > 0 else 1.0
-    return min(1.0, steep, 1.0 - small * max(0.0, 1.0 - delta - fpr))
+    if math.isinf(epsilon):
+        return 1.0
+    steep = fpr * math.exp(min(epsilon, _LARGE)) + delta
+    return min(1.0, steep, 1.0 - math.exp(-epsilon) * max(0.0, 1.0 - delta - fpr))
 
 
 def boundary(holds: Callable[[float], bool], low: float, high: float) -> float:

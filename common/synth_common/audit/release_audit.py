@@ -23,7 +23,7 @@ from synth_common.audit.gathering import Gathered, Inputs, check_alike, gather, 
 from synth_common.audit.judging import Tested, copy_tests, judge, link_tests
 from synth_common.audit.measuring import FEWEST, Measured, Scored, measure, measure_group
 from synth_common.audit.policy import AuditPolicy, View, WrittenPolicy
-from synth_common.audit.released_model import ReleasedModel, model_scores
+from synth_common.audit.released_model import ReleasedModel, model_scores, update_scores
 from synth_common.errors import DataError
 from synth_common.facts import Fact
 
@@ -139,7 +139,11 @@ def _white_box(
         ("model", name): scores
         for name, scores in model_scores(model.generator, gathered.real).items()
     }
-    if not found:
+    for site, updates in model.updates.items():
+        tell(f"updates of {site}: {len(updates)} rounds")
+        name = f"Update inner product: {site}"
+        found["server", name] = update_scores(model.generator, updates, gathered.real)
+    if not any(view == "model" for view, _ in found):
         untested.add(
             "White-box attacks on the model",
             f"none is known for the family {family}, whose weights hold released sums",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from synth_common.generators import Generator
 from synth_common.generators.canary import CanaryGenerator
@@ -78,6 +79,70 @@ def model_scores(generator: Generator, images: ImageSet) -> dict[str, Array]:
                 logits = inner.critic(x, one_hot(y, len(inner.plan.classes)))
                 found.setdefault("GAN discriminator", []).append(logits)
     return {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
+
+
+class _Loss(nn.Module):
+    """A generator's private loss as a function of its parameters."""
+
+    def __init__(self, generator: Generator, seed: int) -> None:
+        super().__init__()
+        self.generator = generator
+        self.seed = seed
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Loss (B,) of images and labels, with the same randomness at every call."""
+        rng = torch.Generator().manual_seed(self.seed)
+        return self.generator.private_loss(x, y, rng)
+
+
+def update_scores(
+    generator: Generator, updates: Sequence[Update], images: ImageSet, seed: int = 0
+) -> Array:
+    """Inner product (N,) of every update with the record's gradient, summed over rounds.
+
+    ``sum_r <sent_r - replied_r, grad loss(x; sent_r)>``: an update goes against the gradients
+    of those it was made from (Nasr, Shokri and Houmansadr 2019, section 3). Taken by forward-mode
+    differentiation, so that no gradient of a single record is held.
+
+    Args:
+        generator: Of the run's plan; its weights are set to those sent and set back.
+        updates: Of one site.
+        images: As the generator takes them.
+        seed: Of the randomness within the loss.
+    """
+    before = generator.shared_state()
+    total = np.zeros(len(images))
+    for update in updates:
+        generator.load_shared_state(update.sent)
+        generator.eval()
+        loss = _Loss(generator, seed)
+        trained = {id(p) for p in generator.private_module.parameters()}
+        names = {n: p for n, p in loss.named_parameters() if id(p) in trained}
+        point = {n: p.detach() for n, p in names.items()}
+        way = {n: _moved(update, n.removeprefix("generator."), p) for n, p in point.items()}
+        for start in range(0, len(images), _BATCH):
+            x, y = batch(images, start, _BATCH)
+
+            def at(
+                weights: dict[str, torch.Tensor],
+                loss: _Loss = loss,
+                x: torch.Tensor = x,
+                y: torch.Tensor = y,
+            ) -> torch.Tensor:
+                value: torch.Tensor = torch.func.functional_call(loss, weights, (x, y))
+                return value
+
+            slope = torch.func.jvp(at, (point,), (way,))[1]
+            total[start : start + len(x)] += slope.double().numpy()
+    generator.load_shared_state(before)
+    return total
+
+
+def _moved(update: Update, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """How far a parameter went against the update; 0 for one that does not travel."""
+    if name not in update.replied:
+        return torch.zeros_like(parameter)
+    return (update.sent[name] - update.replied[name]).to(parameter)
 
 
 def batch(images: ImageSet, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
