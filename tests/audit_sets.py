@@ -10,7 +10,7 @@ import numpy as np
 from synth_common.audit.gathering import Inputs
 from synth_common.audit.intake import AuditSet, Outline
 from synth_common.images.imageset import ImageSet
-from synth_common.images.phantom import PhantomSource
+from synth_common.images.phantom import Look, PhantomSource
 from synth_common.images.preprocess import Target
 from synth_common.images.sources import IntakeReport, load_source
 
@@ -19,11 +19,16 @@ PATIENTS = 304
 TARGET = Target(size=SIZE, channels=1, classes=("lesion", "normal"))
 
 
-def phantoms(patients: int, seed: int, images: int = 1, target: Target = TARGET) -> ImageSet:
+def phantoms(
+    patients: int,
+    seed: int,
+    images: int | tuple[int, int] = 1,
+    target: Target = TARGET,
+    look: Look = "ct",
+) -> ImageSet:
     """Drawn patients of one source; another seed draws other people."""
-    source = PhantomSource(
-        patients=patients, images_per_patient=(images, images), seed=seed, look="ct"
-    )
+    span = images if isinstance(images, tuple) else (images, images)
+    source = PhantomSource(patients=patients, images_per_patient=span, seed=seed, look=look)
     drawn = load_source(source, target, None).images
     assert drawn.patient_ids is not None
     return replace(drawn, patient_ids=np.char.add(f"{seed}-", drawn.patient_ids))

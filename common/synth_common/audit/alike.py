@@ -18,6 +18,7 @@ from synth_common.images.imageset import ImageSet
 Array = npt.NDArray[np.float64]
 
 _FEWEST = 5
+_RARE = 0.001
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Likeness:
 
 
 def compare_quantities(
-    members: Mapping[str, Array], nonmembers: Mapping[str, Array], limit: float, alpha: float
+    members: Mapping[str, Array], nonmembers: Mapping[str, Array], limit: float
 ) -> list[Likeness]:
     """Compare every quantity that both sides have, a value per patient.
 
-    A quantity differs if its gap is above ``limit`` and would come about by chance with a
-    probability below ``alpha`` over the number of quantities. In large sets the gap decides,
-    in small ones the chance.
+    A quantity differs if its gap is above ``limit`` and chance alone would give such a gap in
+    any quantity less than once in a thousand audits. In large sets the gap decides, in small
+    ones the chance.
     """
     shared = [name for name in members if name in nonmembers]
     shared = [n for n in shared if min(len(members[n]), len(nonmembers[n])) >= _FEWEST]
@@ -55,7 +56,7 @@ def compare_quantities(
     for name in shared:
         first, second = members[name], nonmembers[name]
         test = ks_2samp(first, second, method="asymp")
-        differs = test.statistic > limit and test.pvalue < alpha / len(shared)
+        differs = test.statistic > limit and test.pvalue < _RARE / len(shared)
         found.append(
             Likeness(
                 name,

@@ -22,7 +22,7 @@ class GateResult:
 
     gate: Gate
     outcome: Outcome
-    figure: float | None
+    figure: float | int | None
     reason: str
 
 
@@ -72,7 +72,7 @@ def _decide(gate: Gate, results: Results, policy: AuditPolicy, level: float) -> 
     if gate.measure == "data-copying":
         found = [t.test for t, j in tests if j.verdict == "found"]
         reason = f"found by {', '.join(found)}" if found else "no test found copying"
-        return GateResult(gate, "fail" if found else "pass", float(len(found)), reason)
+        return GateResult(gate, "fail" if found else "pass", len(found), reason)
     return _advantage_gate(gate, [t for t, _ in tests], limit, level)
 
 
@@ -104,7 +104,7 @@ def _membership_gate(
             f"{len(found)} of {len(every)} looks found members; the strongest: {worst.attack} "
             f"({worst.space}){where}, AUC {worst.auc.value:.3f}"
         )
-        return GateResult(gate, "fail", float(len(found)), reason)
+        return GateResult(gate, "fail", len(found), reason)
     sides = own[0][0].sides
     seen = detectable_auc(*sides, policy.power, level)
     open_looks = [m for m, j in own if j.verdict == "not resolvable"]

@@ -92,7 +92,7 @@ def check_alike(inputs: Inputs, policy: AuditPolicy) -> list[Likeness]:
             "before the split (alike.max_shared_images of the policy lets some pass)"
         )
     sides = (_quantities(members), _quantities(nonmembers))
-    found = compare_quantities(*sides, policy.alike.max_distance, policy.alpha)
+    found = compare_quantities(*sides, policy.alike.max_distance)
     faults += differences(found)
     if faults:
         raise UnlikeError(
