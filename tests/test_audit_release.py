@@ -10,10 +10,11 @@ import pytest
 from audit_sets import POLICY, People, audit_set, inputs, nobodys, people, planted
 
 from synth_common.audit.gates import GateResult
+from synth_common.audit.intake import AuditSet
 from synth_common.audit.policy import AuditPolicy, WrittenPolicy
 from synth_common.audit.release_audit import Outcomes, audit_release
 from synth_common.errors import DataError, UnlikeError
-from synth_common.images.imageset import ImageSet
+from synth_common.images.imageset import ImageSet, concatenate
 from synth_common.validation import validate
 
 
@@ -149,6 +150,22 @@ def test_sets_that_are_unlike_are_refused_before_anything_is_attacked(drawn: Peo
             0,
             stages.append,
         )
+
+
+def test_several_images_of_a_patient_without_ids_are_refused(drawn: People) -> None:
+    """Siblings that count as strangers keep to their side, and would be called members."""
+    stages: list[str] = []
+    given = inputs(drawn.fresh, drawn)
+
+    def twice(images: ImageSet) -> AuditSet:
+        few = nobodys(images.subset(np.arange(100)))
+        again = replace(few, images=few.images * np.float32(0.98))
+        return audit_set(concatenate([few, again]))
+
+    nameless = replace(given, members=twice(drawn.members), nonmembers=twice(drawn.others))
+    with pytest.raises(UnlikeError, match="record patient_id"):
+        audit_release(nameless, _written(), None, 0, stages.append)
+    assert not any("attacks" in stage for stage in stages)
 
 
 def test_other_sizes_and_other_years_are_named(drawn: People) -> None:

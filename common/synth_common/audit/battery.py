@@ -19,12 +19,19 @@ from synth_common.audit.attacks import (
     synthetic_likeness,
 )
 from synth_common.audit.candidates import Case
-from synth_common.audit.copying import CopyTest, authenticity, data_copying, find_neighbours
+from synth_common.audit.copying import (
+    CopyTest,
+    authenticity,
+    data_copying,
+    find_neighbours,
+    mixing,
+)
 from synth_common.audit.gathering import Flags, Gathered
 from synth_common.audit.linkage import Linkability, Reidentification, link_studies, reidentify
 from synth_common.audit.measuring import Scored
 from synth_common.audit.near_copies import FLIPS, BestMatch, best_matches
 from synth_common.audit.statistics import Difference, share_difference
+from synth_common.errors import UnlikeError
 from synth_common.evaluation.encoders import Encoder, radiomics_encoder, random_convolutions
 from synth_common.evaluation.fidelity import standardise
 from synth_common.images.imageset import ImageSet
@@ -35,6 +42,8 @@ Tell = Callable[[str], None]
 
 _GRID = 4
 _FEWEST_PER_VALUE = 10
+_RARE = 0.0005
+"""A difference between members and non-members that chance alone would give so rarely."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +120,20 @@ def attack_space(
     seed: int,
     tell: Tell,
 ) -> SpaceResults:
-    """Run everything that works on features, in one space."""
+    """Run everything that works on features, in one space.
+
+    Raises:
+        UnlikeError: Members and non-members keep to themselves without any synthetic image.
+    """
     tell(f"{encoder.name}: features of {len(gathered.real) + len(gathered.synthetic)} images")
     sets = (gathered.real, gathered.synthetic, gathered.reference)
     features = [encoder.extract(s.images) for s in sets]
     # The scale is that of what the adversary holds.
     real, synthetic, reference = standardise(np.concatenate(features[1:]), *features)
     case = Case(real, gathered.member, gathered.patients, synthetic, reference)
+    stream = (seed, "audit", encoder.name)
+    found = find_neighbours(synthetic, real, case.member, case.patients)
+    _require_mixed(mixing(found, numpy_stream(*stream, "mixing")), encoder.name)
     tell(f"{encoder.name}: membership attacks")
     scored = _membership(case, encoder.name)
     inferred: dict[str, Difference] = {}
@@ -127,8 +143,6 @@ def attack_space(
         scored.append(_scored(case, attack, encoder.name, confidence, scored[0].blind))
         inferred[name] = _right_guesses(case, right)
     tell(f"{encoder.name}: copying, re-identification, linking")
-    found = find_neighbours(synthetic, real, case.member, case.patients)
-    stream = (seed, "audit", encoder.name)
     copying = {
         "Authenticity": authenticity(found, numpy_stream(*stream, "authenticity")),
         "Data copying, C_T": data_copying(found, numpy_stream(*stream, "copying")),
@@ -142,6 +156,17 @@ def attack_space(
         inferred,
         remoteness(real, reference),
     )
+
+
+def _require_mixed(found: CopyTest, space: str) -> None:
+    """Refuse members and non-members that keep to themselves, before any attack is run."""
+    if found.chance < _RARE:
+        raise UnlikeError(
+            f"--members and --nonmembers are not alike in {space}: the image nearest to a real one "
+            f"is on the other side for {found.value:.1%} of them, by chance it would be "
+            f"{found.control:.1%} or so. Either they come from different sources, or patients have "
+            "several images and no patient ids tell: record patient_id"
+        )
 
 
 def _membership(case: Case, space: str) -> list[Scored]:

@@ -131,6 +131,20 @@ def data_copying(found: Neighbours, rng: np.random.Generator) -> CopyTest:
     return _against_deals(statistic, found, rng)
 
 
+def mixing(found: Neighbours, rng: np.random.Generator) -> CopyTest:
+    """Share of real images whose nearest of another patient is on the other side; low is bad.
+
+    No synthetic image is looked at (Schilling 1986, the nearest-neighbour test of two samples).
+    Where members and non-members differ, or where several images of a patient count as several
+    people, images keep to their own side.
+    """
+
+    def statistic(member: Flags) -> float:
+        return float((member[found.real_index[:, 0]] != member).mean())
+
+    return _against_deals(statistic, found, rng)
+
+
 def _against_deals(
     statistic: Callable[[Flags], float], found: Neighbours, rng: np.random.Generator
 ) -> CopyTest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -132,7 +133,10 @@ def update_scores(
                 value: torch.Tensor = torch.func.functional_call(loss, weights, (x, y))
                 return value
 
-            slope = torch.func.jvp(at, (point,), (way,))[1]
+            with warnings.catch_warnings():
+                # torch's own forward-mode rules are compiled by a function that it deprecates.
+                warnings.filterwarnings("ignore", message=".*torch.jit.script.*deprecated")
+                slope = torch.func.jvp(at, (point,), (way,))[1]
             total[start : start + len(x)] += slope.double().numpy()
     generator.load_shared_state(before)
     return total
