@@ -130,6 +130,24 @@ class UnreachableError(SynthwardError):
     exit_code = 20
 
 
+class GateError(AuditError):
+    """A release failed a gate of the audit's policy."""
+
+    exit_code = 21
+
+
+class UndecidedError(AuditError):
+    """No gate failed, but at least one could not be decided: too few images, or not run."""
+
+    exit_code = 22
+
+
+class UnlikeError(DataError):
+    """Members and non-members differ by more than membership, so an audit would say nothing."""
+
+    exit_code = 23
+
+
 class VerificationError(SynthwardError):
     """A release bundle or a signed statement is not what was signed, or was withdrawn."""
 

@@ -18,6 +18,7 @@ from synth_common.errors import AuditError
 from synth_common.release import verify_cli
 from synth_common.reporting import ethics_cli
 from synth_common.terminal import guarded
+from synth_sim import audit_run_cli
 from synth_sim.cli_options import (
     ScenarioArgument,
     SeedOption,
@@ -38,7 +39,7 @@ verify_cli.add_to(app)
 
 @app.callback()
 def audits(version: VersionOption = False) -> None:
-    """Attack a simulated federation, and compare what the attack shows with what is claimed."""
+    """Attack a release, or a simulated federation, and compare what is found with the claim."""
 
 
 @app.command(cls=SettingsCommand)
@@ -85,6 +86,9 @@ def canaries(
             f"least {result.cp_gdp:.3f} leaks. Do not release anything made with these settings; "
             f"see {audit.page}"
         )
+
+
+app.command("run")(audit_run_cli.run)
 
 
 def main() -> None:

@@ -88,6 +88,14 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted run in --out.")
     ] = False,
+    keep_updates: Annotated[
+        bool,
+        typer.Option(
+            "--keep-updates",
+            help="Keep every site's update of every round in OUT/updates, for audits only: "
+            "synth-audit run --updates.",
+        ),
+    ] = False,
 ) -> None:
     """Train a federation, evaluate it and write its report.
 
@@ -108,7 +116,7 @@ def run(
         chosen = load_scenario(scenario, set_, seed)
     out = out or Path("runs") / f"{chosen.name}-{datetime.now():%Y%m%d-%H%M%S}"
     typer.echo(f"{chosen.title}: {out}")
-    options = RunOptions(out, engine.value, resume, _command_line(), typer.echo)
+    options = RunOptions(out, engine.value, resume, _command_line(), typer.echo, keep_updates)
     report = run_scenario(chosen, options)
     typer.echo(f"report: {report}")
 

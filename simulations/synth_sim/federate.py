@@ -21,6 +21,7 @@ from synth_server.coordinate import train
 from synth_server.coordination import Coordination, record_failures
 from synth_server.rounds import Ended, State, discover_sites, evaluate_sites
 from synth_server.strategy import UniformAverage
+from synth_sim.kept_updates import FOLDER, KeepingGrid
 from synth_sim.prepare import load_reference
 from synth_sim.scenario import Scenario
 from synth_sim.transport import Engine, PartitionSites, open_grid
@@ -36,11 +37,13 @@ class Federation:
         scenario: What runs.
         course: The coordinator's side of the run.
         sites: In the order of their partition ids.
+        keep_updates: Whether every update is written down, for an audit.
     """
 
     scenario: Scenario
     course: Coordination
     sites: Sequence[Site]
+    keep_updates: bool = False
 
     @property
     def out(self) -> Path:
@@ -65,13 +68,21 @@ def federate(run: Federation, engine: Engine, start: tuple[int, State]) -> tuple
     course = run.course
     with open_grid(engine, _site_app(run, engine), len(run.sites)) as grid:
         strategy = _strategy(run, grid)
-        ended = train(course, grid, strategy, start)
+        ended = train(course, _watched(run, grid), strategy, start)
         began = time.perf_counter()
         course.tell.note("every site judges the generator on its held-out patients")
         outcome = evaluate_sites(grid, strategy, ended, course.plan.federation.round_timeout_s)
         record_failures(course, outcome.failures, ended.completed)
         _require_evaluations(run)
     return ended, time.perf_counter() - began
+
+
+def _watched(run: Federation, grid: Grid) -> Grid:
+    """The grid, keeping updates where that is asked for."""
+    if not run.keep_updates:
+        return grid
+    names = discover_sites(grid, _DISCOVERY_SECONDS)
+    return KeepingGrid(grid, run.out / FOLDER, names)
 
 
 def _require_evaluations(run: Federation) -> None:

@@ -41,6 +41,7 @@ class RunOptions:
         resume: Continue what is in ``out``.
         command: Command line, for the report.
         say: Takes a line about what is beginning.
+        keep_updates: Write down every site's update of every round, for an audit.
     """
 
     out: Path
@@ -48,6 +49,7 @@ class RunOptions:
     resume: bool = False
     command: str = ""
     say: Callable[[str], None] = lambda line: None
+    keep_updates: bool = False
 
 
 def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
@@ -227,7 +229,7 @@ def _open(
         memory=Memory() if kept is None else kept.memory,
         released=kept is not None,
     )
-    return Federation(scenario, course, sites)
+    return Federation(scenario, course, sites, options.keep_updates)
 
 
 def _finish(run: Federation, options: RunOptions, ended: Ended, clock: tuple[float, float]) -> None:

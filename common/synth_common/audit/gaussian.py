@@ -14,6 +14,7 @@ from scipy.special import log_ndtr, ndtr, ndtri
 from synth_common.errors import DataError
 
 _CLOSE_ENOUGH = 1e-6
+_LARGE = 700.0  # e to this is still a float
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -79,6 +80,27 @@ def gaussian_tpr(mu: float, fpr: float) -> float:
     if not 0 <= fpr <= 1:
         raise DataError(f"false positive rate {fpr}: must be in [0, 1]")
     return float(ndtr(ndtri(fpr) + mu))
+
+
+def dp_tpr(epsilon: float, delta: float, fpr: float) -> float:
+    """Largest TPR at ``fpr`` that an (epsilon, delta) guarantee allows any attack.
+
+    ``min(e^eps fpr + delta, 1 - e^-eps (1 - delta - fpr))``, at most 1 (Kairouz, Oh and
+    Viswanath 2015, theorem 2.1; Wasserman and Zhou 2010).
+
+    Raises:
+        DataError: ``epsilon`` is negative or no number, ``delta`` is not in [0, 1), or
+            ``fpr`` is not in [0, 1].
+    """
+    refuse_delta(delta, zero=True)
+    if not epsilon >= 0:
+        raise DataError(f"epsilon = {epsilon}: must be 0 or more")
+    if not 0 <= fpr <= 1:
+        raise DataError(f"false positive rate {fpr}: must be in [0, 1]")
+    if math.isinf(epsilon):
+        return 1.0
+    steep = fpr * math.exp(min(epsilon, _LARGE)) + delta
+    return min(1.0, steep, 1.0 - math.exp(-epsilon) * max(0.0, 1.0 - delta - fpr))
 
 
 def boundary(holds: Callable[[float], bool], low: float, high: float) -> float:

@@ -10,13 +10,20 @@ disclose membership; they stay in this module, and only rates leave it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from synth_common.audit.attacks import blind_baseline, domias, gan_leaks
+from synth_common.audit.candidates import (
+    Case,
+    absent_from,
+    at_most_each,
+    refuse_shared_patients,
+    some_units,
+    split_units,
+)
 from synth_common.audit.statistics import (
     AucBootstrap,
     bootstrap_auc,
@@ -24,12 +31,10 @@ from synth_common.audit.statistics import (
     leading_members,
     tpr_at_fpr,
 )
-from synth_common.errors import DataError
 from synth_common.evaluation.config import EvaluationConfig
 from synth_common.evaluation.encoders import Encoder, random_convolutions
 from synth_common.evaluation.fidelity import standardise
 from synth_common.facts import Fact
-from synth_common.images.duplicates import pixel_codes
 from synth_common.images.imageset import ImageSet
 from synth_common.randomness import numpy_stream
 
@@ -47,32 +52,6 @@ _GRID = 4
 _RATE = 0.01
 _CHANCE_OF_LEADERS = 0.005
 _SOURCE = "synth_common.audit.membership.evaluate_membership"
-
-
-@dataclass(frozen=True)
-class _Case:
-    """What an attack is judged on. SENSITIVE: says who is a member.
-
-    Attributes:
-        candidates: (N, D) standardised features of members, then non-members.
-        member: (N,) True for images of members.
-        patients: (N,) patient of each candidate, 0..P-1, members before non-members.
-        synthetic: (S, D) features of the synthetic images.
-        reference: (R, D) features of the adversary's reference images.
-    """
-
-    candidates: Array
-    member: npt.NDArray[np.bool_]
-    patients: npt.NDArray[np.int64]
-    synthetic: Array
-    reference: Array
-
-    def by_patient(self, scores: Array) -> tuple[Array, Array]:
-        """Largest score of each patient: those of members, those of non-members."""
-        largest = np.full(int(self.patients.max()) + 1, -np.inf)
-        np.maximum.at(largest, self.patients, scores)
-        members = len(np.unique(self.patients[self.member]))
-        return largest[:members], largest[members:]
 
 
 def evaluate_membership(  # noqa: PLR0913 - four sets of images that must not be mixed up
@@ -107,17 +86,17 @@ def evaluate_membership(  # noqa: PLR0913 - four sets of images that must not be
     Raises:
         DataError: A patient is in both ``train`` and ``holdout``.
     """
-    _refuse_shared_patients(train, holdout)
+    refuse_shared_patients(train, holdout)
     rng = numpy_stream(seed, "membership")
     train, holdout = _without_duplicates(train, holdout)
     if reference is None:
-        reference, holdout = _split_units(holdout, rng)
+        reference, holdout = split_units(holdout, rng)
         reference_how = "half of the holdout patients"
     else:
-        reference = _absent_from(reference, [train, holdout])
+        reference = absent_from(reference, [train, holdout])
         reference_how = "the reference set"
     train, holdout, reference = (
-        _some_units(images, config.attack_patients, numpy_stream(seed, "membership", "cap", name))
+        some_units(images, config.attack_patients, numpy_stream(seed, "membership", "cap", name))
         for name, images in (("train", train), ("holdout", holdout), ("reference", reference))
     )
     encoder = random_convolutions(train.channels, _GRID)
@@ -134,13 +113,13 @@ def evaluate_membership(  # noqa: PLR0913 - four sets of images that must not be
     if smallest < MIN_PATIENTS:
         return [_fact(_untested(name, detail), detail, site) for name in _ATTACKS]
     most = config.attack_images_per_patient
-    sides = (_cap(train, most, rng), _cap(holdout, most, rng))
+    sides = (at_most_each(train, most, rng), at_most_each(holdout, most, rng))
     case = _case(sides, synthetic, reference, encoder)
     return _run_attacks(case, config.bootstrap, detail, seed, site)
 
 
 def _run_attacks(
-    case: _Case, resamples: int, detail: Mapping[str, Any], seed: int, site: str | None
+    case: Case, resamples: int, detail: Mapping[str, Any], seed: int, site: str | None
 ) -> list[Fact]:
     """One fact per attack, judged against a common baseline."""
 
@@ -241,66 +220,20 @@ def _fact(value: Mapping[str, Any], detail: Mapping[str, Any], site: str | None)
     return Fact("membership.attack", value, "site-local", _SOURCE, site=site, detail=detail)
 
 
-def _refuse_shared_patients(train: ImageSet, holdout: ImageSet) -> None:
-    """A patient on both sides is member and non-member at once."""
-    if train.patient_ids is None or holdout.patient_ids is None:
-        return
-    shared = np.intersect1d(train.patient_ids, holdout.patient_ids)
-    if len(shared):
-        raise DataError(
-            f"{len(shared)} patients are in train and in holdout; split by patient before an audit"
-        )
-
-
 def _without_duplicates(first: ImageSet, second: ImageSet) -> tuple[ImageSet, ImageSet]:
     """Both sets without the images that the other holds too."""
-    return _absent_from(first, [second]), _absent_from(second, [first])
-
-
-def _absent_from(images: ImageSet, others: list[ImageSet]) -> ImageSet:
-    """The images of which no exact copy is in the other sets."""
-    pixels = np.concatenate([s.images for s in (images, *others)])
-    codes = pixel_codes(ImageSet(pixels, np.zeros(len(pixels), dtype=np.int64), ("any",)))
-    return images.subset(~np.isin(codes[: len(images)], codes[len(images) :]))
-
-
-def _split_units(images: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, ImageSet]:
-    """Two halves of the units, drawn at random."""
-    count = images.unit_count()
-    chosen = np.zeros(count, dtype=bool)
-    chosen[rng.permutation(count)[: count // 2]] = True
-    mask = chosen[images.units()]
-    return images.subset(mask), images.subset(~mask)
-
-
-def _some_units(images: ImageSet, most: int, rng: np.random.Generator) -> ImageSet:
-    """All units, or ``most`` of them drawn at random, each with all its images."""
-    count = images.unit_count()
-    if count <= most:
-        return images
-    chosen = np.zeros(count, dtype=bool)
-    chosen[rng.permutation(count)[:most]] = True
-    return images.subset(chosen[images.units()])
-
-
-def _cap(images: ImageSet, most: int, rng: np.random.Generator) -> ImageSet:
-    """At most ``most`` images of each unit, drawn at random: more images, more chances."""
-    units = images.units()
-    order = rng.permutation(len(images))
-    ranked = order[np.argsort(units[order], kind="stable")]
-    starts = np.searchsorted(units[ranked], units[ranked])
-    return images.subset(np.sort(ranked[np.arange(len(ranked)) - starts < most]))
+    return absent_from(first, [second]), absent_from(second, [first])
 
 
 def _case(
     sides: tuple[ImageSet, ImageSet], synthetic: ImageSet, reference: ImageSet, encoder: Encoder
-) -> _Case:
+) -> Case:
     """Features of all sets, in the scale of what the adversary holds."""
     members, nonmembers = sides
     images = (members, nonmembers, synthetic, reference)
     features = [encoder.extract(s.images) for s in images]
     m, n, s, r = standardise(np.concatenate(features[2:]), *features)
-    return _Case(
+    return Case(
         candidates=np.concatenate([m, n]),
         member=np.arange(len(m) + len(n)) < len(m),
         patients=np.concatenate([members.units(), members.unit_count() + nonmembers.units()]),

@@ -7,11 +7,12 @@ scores therefore resamples patients.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, norm
+from scipy.stats import beta, fisher_exact, hypergeom, mannwhitneyu, norm
 
 from synth_common.errors import DataError
 
@@ -72,6 +73,14 @@ class AucBootstrap:
         low, high = np.quantile(self.resamples, [0.025, 0.975])
         return [float(low), float(high)]
 
+    def bounds(self, level: float) -> list[float]:
+        """[low, high] by the resamples' spread, each end missed with probability ``level``.
+
+        Far ends of an interval cannot be read from the percentiles of few resamples.
+        """
+        half = float(norm.isf(level)) * float(self.resamples.std())
+        return [max(0.0, self.value - half), min(1.0, self.value + half)]
+
 
 def bootstrap_auc(
     members: Array, nonmembers: Array, resamples: int, rng: np.random.Generator
@@ -105,14 +114,17 @@ class OperatingPoint:
     interval: list[float] | str
 
 
-def tpr_at_fpr(members: Array, nonmembers: Array, rate: float) -> OperatingPoint:
+def tpr_at_fpr(
+    members: Array, nonmembers: Array, rate: float, confidence: float = 0.95
+) -> OperatingPoint:
     """TPR with the threshold at which at most ``rate`` of the non-members score higher."""
     if len(nonmembers) < resolvable_from(rate):
         return OperatingPoint("not resolvable", "not resolvable")
     allowed = math.floor(rate * len(nonmembers))
     threshold = np.sort(nonmembers)[::-1][allowed]
     hits = int((members > threshold).sum())
-    return OperatingPoint(hits / len(members), list(clopper_pearson(hits, len(members))))
+    interval = list(clopper_pearson(hits, len(members), confidence))
+    return OperatingPoint(hits / len(members), interval)
 
 
 def leading_members(members: Array, nonmembers: Array) -> tuple[int, float]:
@@ -128,11 +140,119 @@ def leading_members(members: Array, nonmembers: Array) -> tuple[int, float]:
     return k, float(np.exp(np.sum(np.log(m - steps) - np.log(total - steps))))
 
 
-def detectable_auc(members: int, nonmembers: int, power: float = 0.8) -> float:
-    """The AUC that a 95 % interval tells from 0.5 with the given power, at these numbers.
+def detectable_auc(
+    members: int, nonmembers: int, power: float = 0.8, level: float = 0.025
+) -> float:
+    """The AUC that a one-sided test at ``level`` tells from 0.5 with the given power.
 
-    Uses the standard error at AUC 0.5, ``sqrt((M + N + 1) / (12 M N))`` (Mann and Whitney
-    1947); at most 1.
+    The default level is that of a two-sided 95 % interval. Uses the standard error at AUC
+    0.5, ``sqrt((M + N + 1) / (12 M N))`` (Mann and Whitney 1947); at most 1.
     """
     error = math.sqrt((members + nonmembers + 1) / (12 * members * nonmembers))
-    return min(1.0, 0.5 + float(norm.ppf(0.975) + norm.ppf(power)) * error)
+    return min(1.0, 0.5 + float(norm.isf(level) + norm.ppf(power)) * error)
+
+
+def auc_chance(members: Array, nonmembers: Array, two_sided: bool = False) -> float:
+    """How likely so high an AUC is if membership tells nothing (Mann and Whitney 1947).
+
+    Normal approximation with the correction for ties; 1 where all scores are equal.
+    """
+    if np.ptp(np.concatenate([members, nonmembers])) == 0:
+        return 1.0
+    alternative = "two-sided" if two_sided else "greater"
+    test = mannwhitneyu(members, nonmembers, alternative=alternative, method="asymptotic")
+    return float(test.pvalue)
+
+
+def top_chance(members: Array, nonmembers: Array, share: float = 0.01) -> float:
+    """How likely so many members are among the highest ``share`` of all, by chance.
+
+    Patients above the score at that place are counted; given their number, the members
+    among them are hypergeometric if membership tells nothing.
+    """
+    scores = np.concatenate([members, nonmembers])
+    place = math.ceil(share * len(scores))
+    threshold = np.sort(scores)[::-1][min(place, len(scores) - 1)]
+    top, hits = int((scores > threshold).sum()), int((members > threshold).sum())
+    return float(hypergeom.sf(hits - 1, len(scores), len(members), top)) if top else 1.0
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Probabilities corrected for their number by Holm's step-down (Holm 1979), in order."""
+    count = len(chances)
+    adjusted, highest = [1.0] * count, 0.0
+    for step, place in enumerate(sorted(range(count), key=lambda i: chances[i])):
+        highest = max(highest, min(1.0, (count - step) * chances[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def roc_points(members: Array, nonmembers: Array, most: int = 40) -> list[list[float]]:
+    """[[FPR, TPR], ...] with false positives evenly spread in logarithm, at most ``most``.
+
+    The threshold of a point is the score of a non-member, who then is not accused.
+    """
+    ordered = np.sort(nonmembers)[::-1]
+    count = len(ordered)
+    places = np.unique(np.round(np.geomspace(1, count, most)).astype(np.int64)) - 1
+    points = [
+        [float((nonmembers > ordered[k]).mean()), float((members > ordered[k]).mean())]
+        for k in places
+    ]
+    return [*points, [1.0, 1.0]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A share among members minus the same share among non-members.
+
+    Attributes:
+        member, control: (hits, trials) of members and of non-members.
+        value: Difference of the shares.
+        interval: Newcombe's (1998, method 10) interval of the difference: [low, high].
+        chance: Fisher's exact probability of so large a difference by chance.
+    """
+
+    member: tuple[int, int]
+    control: tuple[int, int]
+    value: float
+    interval: list[float]
+    chance: float
+
+
+def share_difference(
+    member: tuple[int, int], control: tuple[int, int], confidence: float = 0.95
+) -> Difference:
+    """Compare two shares of independent patients, given as (hits, trials).
+
+    Raises:
+        DataError: No trials, or more hits than trials.
+    """
+    for hits, trials in (member, control):
+        if trials < 1 or not 0 <= hits <= trials:
+            raise DataError(
+                f"{hits} hits in {trials} trials is no share; need 0 <= hits <= trials >= 1"
+            )
+    z = float(norm.isf((1 - confidence) / 2))
+    first, second = member[0] / member[1], control[0] / control[1]
+    (low1, high1), (low2, high2) = (_wilson(*side, z) for side in (member, control))
+    value = first - second
+    table = [[hits, trials - hits] for hits, trials in (member, control)]
+    return Difference(
+        member,
+        control,
+        value,
+        [
+            value - math.hypot(first - low1, high2 - second),
+            value + math.hypot(high1 - first, second - low2),
+        ],
+        float(fisher_exact(table, alternative="greater").pvalue),
+    )
+
+
+def _wilson(hits: int, trials: int, z: float) -> tuple[float, float]:
+    """Wilson's score interval of a share (1927)."""
+    share, square = hits / trials, z * z / trials
+    middle = share + square / 2
+    half = z * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
+    return (middle - half) / (1 + square), (middle + half) / (1 + square)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,6 +49,7 @@ class FolderSource(StrictModel):
         licence: Licence and attribution as the owner states them.
         label_map: Source class -> canonical class, for names that differ.
         leave_out: Source classes whose images are set aside.
+        single_class: Every image has this class; files may then lie in the folder itself.
     """
 
     kind: Literal["folder"] = "folder"
@@ -57,6 +58,7 @@ class FolderSource(StrictModel):
     licence: str = "NOT RECORDED"
     label_map: dict[str, str] = Field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
+    single_class: str | None = None
 
 
 class _SetAsideError(Exception):
@@ -114,8 +116,12 @@ def load_folder(source: FolderSource, target: Target, path: Path) -> Collected:
         raise DataError(f"{where}: no such folder")
     metadata = path / _METADATA
     entries = (
-        _from_metadata(path, metadata, where) if metadata.is_file() else _from_folders(path, where)
+        _from_metadata(path, metadata, where, source.single_class)
+        if metadata.is_file()
+        else _from_folders(path, where, source.single_class)
     )
+    if source.single_class is not None:
+        entries = [replace(entry, label=source.single_class) for entry in entries]
     if not entries:
         raise DataError(f"{where}: holds no images; expected class sub-folders of PNG or JPEG")
     if target.with_mask and all(e.mask is None for e in entries):
@@ -239,9 +245,12 @@ def _class_files(path: Path) -> Iterator[tuple[str, Path]]:
                 yield folder.name, file
 
 
-def _from_folders(path: Path, where: str) -> list[_Entry]:
-    """Entries of a folder without metadata: the class is the sub-folder."""
-    loose = [p for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg")]
+def _from_folders(path: Path, where: str, single_class: str | None) -> list[_Entry]:
+    """Entries of a folder without metadata: the class is the sub-folder, or the single one."""
+    loose = sorted(p for p in path.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if single_class is not None:
+        below = [file for _, file in _class_files(path)]
+        return [_Entry(file=file, label=single_class) for file in loose + below]
     if loose:
         raise DataError(
             f"{where}: {len(loose)} images lie beside the class sub-folders; "
@@ -250,14 +259,16 @@ def _from_folders(path: Path, where: str) -> list[_Entry]:
     return [_Entry(file=file, label=label) for label, file in _class_files(path)]
 
 
-def _from_metadata(path: Path, metadata: Path, where: str) -> list[_Entry]:
+def _from_metadata(
+    path: Path, metadata: Path, where: str, single_class: str | None
+) -> list[_Entry]:
     """Entries of a folder with metadata: one per row, and one per class file without a row."""
     try:
         with metadata.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle, restval="")
             columns = tuple(reader.fieldnames or ())
             _check_columns(columns, where)
-            entries = [_from_row(path, row, where) for row in reader]
+            entries = [_from_row(path, row, where, single_class) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as err:
         raise DataError(f"{where}: {_METADATA} cannot be read: {err}") from err
     files = [e.file for e in entries]
@@ -282,11 +293,11 @@ def _check_columns(columns: tuple[str, ...], where: str) -> None:
         )
 
 
-def _from_row(path: Path, row: dict[str, str], where: str) -> _Entry:
+def _from_row(path: Path, row: dict[str, str], where: str, single_class: str | None) -> _Entry:
     """One row of the metadata; an absent column is None, an empty patient id stays empty."""
     file = _inside(path, row["file_name"], where)
     folder, *rest = file.relative_to(path.resolve()).parts
-    label = row.get("label") or (folder if rest else "")
+    label = row.get("label") or (folder if rest else "") or single_class
     if not label:
         raise DataError(f"{where}: {_METADATA} gives a file without sub-folder no label")
     mask = row.get("mask")

@@ -1,0 +1,218 @@
+"""The audit of a release: checks, attacks, judgement, gates. No files: images in, facts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from synth_common.audit import audit_facts
+from synth_common.audit.battery import (
+    Copies,
+    SpaceResults,
+    Untested,
+    attack_space,
+    search_copies,
+    spaces,
+)
+from synth_common.audit.candidates import Case
+from synth_common.audit.gates import GateResult, Outcome, decide, verdict
+from synth_common.audit.gathering import Gathered, Inputs, check_alike, gather, patient_groups
+from synth_common.audit.judging import Tested, copy_tests, judge, link_tests
+from synth_common.audit.measuring import FEWEST, Measured, Scored, measure, measure_group
+from synth_common.audit.policy import AuditPolicy, View, WrittenPolicy
+from synth_common.audit.released_model import ReleasedModel, model_scores, update_scores
+from synth_common.errors import DataError
+from synth_common.facts import Fact
+
+Tell = Callable[[str], None]
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What came of an audit.
+
+    Attributes:
+        facts: In the order to record them. Computed from patients: they stay at the site.
+        gates: The outcome of every gate.
+        verdict: Over all of them.
+        copies: The search for near-copies, with the closest pairs. SENSITIVE.
+    """
+
+    facts: list[Fact]
+    gates: list[GateResult]
+    verdict: Outcome
+    copies: Copies
+
+
+def audit_release(
+    inputs: Inputs,
+    written: WrittenPolicy,
+    model: ReleasedModel | None,
+    seed: int,
+    tell: Tell,
+) -> Outcomes:
+    """Audit synthetic images against the patients that they were made from.
+
+    Args:
+        inputs: The sets.
+        written: The policy.
+        model: The released model, for white-box attacks; None audits the images alone.
+        seed: Root seed of draws and resamples.
+        tell: Is told each stage in public words as it begins.
+
+    Raises:
+        UnlikeError: Members and non-members are not alike; nothing was attacked.
+        DataError: Fewer than 20 members, non-members, reference or synthetic images.
+    """
+    policy = written.policy
+    tell("are members and non-members alike?")
+    likeness = check_alike(inputs, policy)
+    gathered = gather(inputs, seed)
+    _require_enough(gathered)
+    untested = Untested()
+    found = [
+        attack_space(gathered, encoder, dict(inputs.synthetic.attributes), seed, tell)
+        for encoder in spaces(gathered.real.channels)
+    ]
+    scored = [s for space in found for s in space.scored]
+    scored += _white_box(gathered, model, found[-1].scored[0].blind, untested, tell)
+    images = inputs.synthetic.images
+    tell(f"near-copies: {len(images)} synthetic images against every real one")
+    copies = search_copies(
+        images, inputs.members.images, inputs.nonmembers.images, policy.copy_similarity
+    )
+    tests = [t for space in found for t in _tests(space, untested)]
+    level = policy.alpha / 2 / (len(scored) + len(tests) + 1)
+    tell(f"intervals, controls and groups of {len(scored)} attacks")
+    attacks = [measure(s, level, seed) for s in scored]
+    groups = _groups(gathered, found[-1], scored, untested, seed)
+    guarantee = _guarantee(policy, model)
+    results = judge(
+        attacks, groups, tests, copies, policy, guarantee[0] if guarantee is not None else None
+    )
+    gates = decide(results, policy, level)
+    _note_views(model, untested)
+    facts = [
+        *audit_facts.input_facts(inputs, gathered, likeness),
+        *audit_facts.policy_facts(written),
+        *audit_facts.result_facts(results, policy, level),
+        *audit_facts.ceiling_facts(guarantee, model is not None),
+        *audit_facts.gate_facts(gates, verdict(gates), untested.reasons),
+    ]
+    return Outcomes(facts, gates, verdict(gates), copies)
+
+
+def _require_enough(gathered: Gathered) -> None:
+    """Refuse sets on which no attack could be judged."""
+    members, nonmembers = gathered.sides
+    counts = {
+        "--synthetic": len(gathered.synthetic),
+        "--members": members,
+        "--nonmembers": nonmembers,
+        "--reference": len(gathered.reference),
+    }
+    for option, count in counts.items():
+        if count < FEWEST:
+            raise DataError(
+                f"{option}: {count} are left to test with ({gathered.reference_how} serve as "
+                f"reference); an audit needs at least {FEWEST} of each"
+            )
+
+
+def _white_box(
+    gathered: Gathered,
+    model: ReleasedModel | None,
+    blind: tuple[Array, Array],
+    untested: Untested,
+    tell: Tell,
+) -> list[Scored]:
+    """Scores from the model's weights, and from updates where they are stored."""
+    if model is None:
+        return []
+    family = model.plan.generator.family
+    tell(f"white-box attacks on the {family}")
+    found: dict[tuple[View, str], Array] = {
+        ("model", name): scores
+        for name, scores in model_scores(model.generator, gathered.real).items()
+    }
+    for site, updates in model.updates.items():
+        tell(f"updates of {site}: {len(updates)} rounds")
+        name = f"Update inner product: {site}"
+        found["server", name] = update_scores(model.generator, updates, gathered.real)
+    if not any(view == "model" for view, _ in found):
+        untested.add(
+            "White-box attacks on the model",
+            f"none is known for the family {family}, whose weights hold released sums",
+        )
+    empty = np.zeros((0, 0))
+    case = Case(empty, gathered.member, gathered.patients, empty, empty)
+    return [
+        Scored(view, name, f"the released {family}", *case.by_patient(scores), blind)
+        for (view, name), scores in found.items()
+    ]
+
+
+def _tests(space: SpaceResults, untested: Untested) -> list[Tested]:
+    """What is no AUC, of one space."""
+    if space.linked is None:
+        untested.add("Linkability", "no patients with two images on both sides")
+    if not space.inferred:
+        untested.add(
+            "Attribute inference",
+            "no attribute with two values or more (class or column of the metadata), at least "
+            "ten images each, is recorded for synthetic and real images alike",
+        )
+    name = space.encoder.name
+    return [
+        *copy_tests(space.copying, name),
+        *link_tests(space.reidentified, space.linked, space.inferred, name),
+    ]
+
+
+def _groups(
+    gathered: Gathered,
+    space: SpaceResults,
+    scored: list[Scored],
+    untested: Untested,
+    seed: int,
+) -> list[Measured]:
+    """Every attack in every group that is large enough."""
+    found = []
+    for name, chosen in patient_groups(gathered, space.remote).items():
+        members = int(chosen[: gathered.sides[0]].sum())
+        others = int(chosen.sum()) - members
+        if min(members, others) < FEWEST:
+            why = f"fewer than {FEWEST} members or non-members in it"
+            untested.add(f"Group: {name}", why)
+            continue
+        measured = (measure_group(s, name, chosen, seed) for s in scored)
+        found += [m for m in measured if m is not None]
+    return found
+
+
+def _guarantee(policy: AuditPolicy, model: ReleasedModel | None) -> tuple[float, float, str] | None:
+    """Epsilon, delta and where they are from: the model's record, else the policy's statement."""
+    if model is not None and model.epsilon is not None:
+        return model.epsilon, model.plan.privacy.delta, f"recorded by the run in {model.origin}"
+    if policy.stated is not None:
+        return policy.stated.epsilon, policy.stated.delta, "stated in the policy"
+    return None
+
+
+def _note_views(model: ReleasedModel | None, untested: Untested) -> None:
+    """What the sets alone cannot show."""
+    if model is None:
+        untested.add("The released model", "no model was given (--model)")
+    if model is None or not model.updates:
+        untested.add("A curious server", "no stored updates were given (--updates)")
+    untested.add(
+        "Shadow models (LiRA)",
+        "not part of this command; they need many trainings of the generator",
+    )
+    untested.add(
+        "Attacks nobody has thought of yet", "only the guarantee by epsilon bounds every attack"
+    )

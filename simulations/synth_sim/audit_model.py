@@ -1,0 +1,58 @@
+"""A released model from the directory of its run: plan, final weights, recorded epsilon."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from synth_common.audit.released_model import ReleasedModel
+from synth_common.errors import CheckpointError, ConfigError
+from synth_common.facts import read_facts
+from synth_common.generators import build_generator
+from synth_common.plan import Plan
+from synth_common.reporting.factbook import FactBook
+from synth_common.validation import validate
+from synth_server.checkpoint import load_latest
+from synth_sim.kept_updates import read_updates
+
+
+def load_model(run: Path, updates: Path | None = None) -> ReleasedModel:
+    """Read a run of synth-sim or synth-server.
+
+    Args:
+        run: Its directory, with ``facts.jsonl`` and ``checkpoints``.
+        updates: Its stored updates, for the view of a curious server.
+
+    Raises:
+        ConfigError: It is no run directory.
+        CheckpointError: It has no checkpoint, or one that is damaged or of another plan.
+        DataError: The updates cannot be read.
+    """
+    if not (run / "facts.jsonl").is_file():
+        raise ConfigError(f"--model {run}: holds no run (no facts.jsonl)")
+    book = FactBook(read_facts(run / "facts.jsonl"))
+    settings = book.value("plan.settings")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--model {run}: its facts.jsonl records no plan")
+    plan = validate(Plan, settings, f"--model {run}: plan")
+    run_id = str(book.value("run.id"))
+    checkpoint = load_latest(run / "checkpoints", run_id, plan.digest())
+    if checkpoint is None:
+        raise CheckpointError(f"--model {run}: no checkpoint; no round was completed")
+    generator = build_generator(plan.generator, seed=0, pretraining=plan.pretraining)
+    generator.load_shared_state(checkpoint.state)
+    generator.eval()
+    kept = {} if updates is None else read_updates(updates)
+    return ReleasedModel(plan, generator, checkpoint.round, _epsilon(book), run.name, kept)
+
+
+def _epsilon(book: FactBook) -> float | None:
+    """The largest recorded epsilon of any site; None where none is recorded."""
+    recorded = [f.value.get("epsilon") for f in book.all("privacy.site") if hasattr(f.value, "get")]
+    recorded += [f.value for f in book.all("privacy.epsilon")]
+    found = [
+        math.inf if value == "inf" else float(value)
+        for value in recorded
+        if isinstance(value, int | float) or value == "inf"
+    ]
+    return max(found, default=None)
