@@ -22,9 +22,11 @@ from synth_common.evaluation.radiomics import definition_sha256, radiomics_featu
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
+Index = npt.NDArray[np.int64]
 
 _WEIGHT_SEED = 20_190_412
-_BATCH = 256
+_CHUNK = 512  # images copied out of a set at once
+_BATCH_PIXELS = 65_536  # images of a batch together: activations stay in the cache
 # Widths of the three random layers; their sum is the number of features per grid cell.
 _WIDTHS = (16, 24, 24)
 
@@ -72,12 +74,28 @@ def random_convolutions(channels: int, grid: int = 1) -> Encoder:
 def extract_with(network: nn.Module, images: Images) -> Array:
     """Features of ``network`` for images in batches, without gradients: (N, D) float64."""
     network.eval()
+    step = max(8, _BATCH_PIXELS // (images.shape[2] * images.shape[3]))
     with torch.no_grad():
         parts = [
-            network(torch.from_numpy(images[i : i + _BATCH])).double().numpy()
-            for i in range(0, max(len(images), 1), _BATCH)
+            network(torch.from_numpy(images[i : i + step])).double().numpy()
+            for i in range(0, max(len(images), 1), step)
         ]
     return np.concatenate(parts)
+
+
+def in_chunks(extract: Callable[[Images], Array], images: Images, index: Index) -> Array:
+    """Features of the images at ``index``, a chunk at a time: no copy of them all is made.
+
+    Args:
+        extract: Images (N, C, H, W) to rows (N, D).
+        images: All images.
+        index: (M,) positions.
+
+    Returns:
+        (M, D) float64.
+    """
+    starts = range(0, max(len(index), 1), _CHUNK)
+    return np.concatenate([extract(images[index[i : i + _CHUNK]]) for i in starts])
 
 
 def weights_sha256(tensors: Iterable[torch.Tensor], definition: str) -> str:
