@@ -32,7 +32,7 @@ from synth_common.privacy.accounting import Use, epsilon, merged
 from synth_common.privacy.ledger import Ledger
 
 _SOURCE = "synth_client.site.privacy_facts"
-_COLUMNS = ("patient_ids", "masks", "sites", "splits")
+_COLUMNS = ("patient_ids", "masks", "sites", "splits", "second_masks", "sexes", "ages")
 
 
 @dataclass(frozen=True)

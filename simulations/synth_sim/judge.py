@@ -16,7 +16,11 @@ import numpy.typing as npt
 
 from synth_client.site import Site
 from synth_common.evaluation.config import Tell, quiet
-from synth_common.evaluation.suite import evaluate_segmentation, evaluate_utility
+from synth_common.evaluation.suite import (
+    evaluate_anomaly,
+    evaluate_segmentation,
+    evaluate_utility,
+)
 from synth_common.evaluation.synthetic import class_labels, sample_images
 from synth_common.facts import Fact
 from synth_common.generators import Generator
@@ -34,12 +38,13 @@ def pooled_utility(
     shares: Sequence[float] = (),
     tell: Tell = quiet,
 ) -> list[Fact]:
-    """Classifiers, and segmenters where there are masks, on synthetic, real and both.
+    """Classifiers, segmenters and anomaly detectors on synthetic, real and both.
 
     All are tested on all sites' held-out patients. There are as many synthetic images as real
     training images, but at most ``evaluation.utility_images``, in the released ``shares`` of
     the classes, or the classes in turn where none were released. A single class leaves nothing
-    to classify. ``tell`` is told of each stage as it begins.
+    to classify; segmenters need masks, detectors ``evaluation.anomaly_normal``. ``tell`` is told
+    of each stage as it begins.
     """
     train = concatenate([_named(site.train, site.name) for site in sites])
     holdout = concatenate([_named(site.holdout, site.name) for site in sites])
@@ -51,6 +56,8 @@ def pooled_utility(
     facts = []
     if len(plan.classes) > 1:
         facts += evaluate_utility(train, holdout, synthetic, config, seed, tell)
+    if config.anomaly_normal is not None:
+        facts += evaluate_anomaly(train, holdout, synthetic, config, seed, tell)
     if plan.with_mask:
         facts += evaluate_segmentation(train, holdout, synthetic, config, seed, tell)
     return facts

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from synth_common.errors import ConfigError, DataError
 from synth_common.evaluation.config import EvaluationConfig
@@ -101,6 +101,16 @@ class Scenario(StrictModel):
     release: ReleasePlan = ReleasePlan()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _normal_class_known(self) -> Scenario:
+        normal, classes = self.evaluation.anomaly_normal, self.generator.classes
+        if normal is not None and (normal not in classes or len(classes) < 2):
+            raise ValueError(
+                f"evaluation.anomaly_normal = {normal!r} must be one of several classes; "
+                f"generator.classes holds {', '.join(classes)}"
+            )
+        return self
 
     @property
     def plan(self) -> Plan:

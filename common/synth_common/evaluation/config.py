@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from synth_common.plan import StrictModel
 
@@ -35,6 +36,14 @@ class EvaluationConfig(StrictModel):
         utility_seeds: Classifiers, and segmenters, per setting (synthetic, real, both).
         utility_images: Most synthetic images to draw for utility; below it, as many as there
             are real training images.
+        augmentation_shares: Shares of the real training patients, each above 0 and at most 1, at
+            which classifiers are trained with and without the synthetic images; empty: none.
+        anomaly_normal: The class that an anomaly detector learns as normal, from synthetic,
+            real and both kinds of images; None: no detector.
+        anomaly_images: Most normal images of a kind that one detector remembers.
+        anomaly_neighbours: k of the detector.
+        age_edges: Ages in years, rising, at which the age bands of the fairness begin.
+        group_minimum: Groups of fewer test patients are named without figures.
         bootstrap: Resamples behind an interval.
         attack_patients: Most members, and most non-members, that a membership attack sees.
         attack_images_per_patient: Most images of one patient that it sees.
@@ -52,6 +61,19 @@ class EvaluationConfig(StrictModel):
     segmenter_batch: Annotated[int, Field(ge=2)] = 8
     utility_seeds: Annotated[int, Field(ge=1)] = 3
     utility_images: Annotated[int, Field(ge=1)] = 20_000
+    augmentation_shares: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = ()
+    anomaly_normal: str | None = None
+    anomaly_images: Annotated[int, Field(ge=2)] = 1000
+    anomaly_neighbours: Annotated[int, Field(ge=1)] = 5
+    age_edges: tuple[Annotated[float, Field(gt=0.0)], ...] = (18.0, 40.0, 65.0)
+    group_minimum: Annotated[int, Field(ge=1)] = 10
     bootstrap: Annotated[int, Field(ge=20)] = 500
     attack_patients: Annotated[int, Field(ge=20)] = 4000
     attack_images_per_patient: Annotated[int, Field(ge=1)] = 4
+
+    @field_validator("age_edges", "augmentation_shares")
+    @classmethod
+    def _rising(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if any(b <= a for a, b in itertools.pairwise(values)):
+            raise ValueError("expected rising numbers, none twice")
+        return values

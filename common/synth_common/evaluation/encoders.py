@@ -52,7 +52,7 @@ def radiomics_encoder() -> Encoder:
     return Encoder("radiomics-style features", definition_sha256(), radiomics_features)
 
 
-def random_convolutions(channels: int, grid: int = 1) -> Encoder:
+def random_convolutions(channels: int, grid: int = 1, seed: int = _WEIGHT_SEED) -> Encoder:
     """Three convolution layers with weights from a fixed public seed.
 
     Every layer's activations are averaged over the cells of a ``grid`` x ``grid`` raster:
@@ -62,10 +62,11 @@ def random_convolutions(channels: int, grid: int = 1) -> Encoder:
     Args:
         channels: 1 or 3, as the images have.
         grid: 1 or more cells per side.
+        seed: Public; names the weights.
     """
-    network = _RandomConvolutions(channels, grid)
+    network = _RandomConvolutions(channels, grid, seed)
     return Encoder(
-        f"random convolutions, {64 * grid * grid} features, seed {_WEIGHT_SEED}",
+        f"random convolutions, {64 * grid * grid} features, seed {seed}",
         weights_sha256(network.state_dict().values(), f"grid={grid}"),
         lambda images: extract_with(network, images),
     )
@@ -110,10 +111,10 @@ def weights_sha256(tensors: Iterable[torch.Tensor], definition: str) -> str:
 class _RandomConvolutions(nn.Module):
     """He-scaled random convolutions; the mean activation of every channel is a feature."""
 
-    def __init__(self, channels: int, grid: int) -> None:
+    def __init__(self, channels: int, grid: int, seed: int) -> None:
         super().__init__()
         # NumPy's stream, because it does not change between torch versions.
-        rng = np.random.default_rng(_WEIGHT_SEED)
+        rng = np.random.default_rng(seed)
         before = channels
         for i, (width, side) in enumerate(zip(_WIDTHS, (5, 3, 3), strict=True)):
             scale = np.sqrt(2.0 / (before * side * side))

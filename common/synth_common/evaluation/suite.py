@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from synth_common.evaluation.anomaly import evaluate_anomaly
 from synth_common.evaluation.classifier import train_classifier
 from synth_common.evaluation.config import EvaluationConfig
 from synth_common.evaluation.encoders import (
@@ -44,6 +45,7 @@ from synth_common.randomness import derive_seed, numpy_stream
 
 __all__ = [
     "EvaluationConfig",
+    "evaluate_anomaly",
     "evaluate_fidelity",
     "evaluate_reconstruction",
     "evaluate_segmentation",

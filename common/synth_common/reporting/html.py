@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from synth_common.reporting import dots, numbers, plots, summary
+from synth_common.reporting import dots, groups, numbers, plots, summary
 from synth_common.reporting.factbook import MISSING, POOLED, site_order
 from synth_common.reporting.words import GLOSSARY, METRICS, TRAINED_ON, metric_title
 
@@ -46,8 +46,12 @@ def render_report(report: Mapping[str, Any], run_dir: Path) -> str:
                 "health": plots.health_plot(report["training"]["health"]),
                 "utility": dots.utility_plot(report["utility"]["classification"]),
                 "segmentation": dots.segmentation_plot(report["utility"]["segmentation"]),
+                "anomaly": groups.anomaly_plot(report["utility"]["anomaly"]),
+                "augmentation": groups.augmentation_plot(report["utility"]["augmentation"]),
+                "fairness": groups.fairness_plot(report["fairness"]["groups"]),
                 "membership": dots.membership_plot(report["membership"]["attacks"]),
             },
+            fairness_tables=groups.fairness_tables(report["fairness"]["groups"]),
             **_round_tables(report),
             failed={(f["site"], f["round"]): f["code"] for f in report["federation"]["failures"]},
             quality_groups=_quality_groups(report["quality"]["metrics"]),
