@@ -133,10 +133,12 @@ class Scenario(StrictModel):
     def run_id(self) -> str:
         """Names the run by everything that decides its result, so that equal runs are equal.
 
-        The place of the data and weights is left out: the same files elsewhere are the same run.
+        The place of the data, the weights and an encoder's file is left out: the same files
+        elsewhere are the same run.
         """
         values = self.model_dump(mode="json")
         del values["data"]["root"], values["data"]["weights"]  # the plan names their content
+        del values["evaluation"]["encoder_file"]  # its hash stays
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def data_root(self) -> Path | None:

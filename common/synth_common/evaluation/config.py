@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from synth_common.plan import StrictModel
 
@@ -27,6 +28,12 @@ class EvaluationConfig(StrictModel):
         neighbours: k of precision/recall and density/coverage.
         diversity_pairs: Image pairs behind the MS-SSIM diversity, over all classes.
         encoder_steps: Training steps of the self-supervised encoder (only with a reference).
+        encoder_file: A TorchScript file on this machine whose features give a third space;
+            ``encoder_sha256`` must be its SHA-256, or it is not read.
+        encoder_sha256: 64 hexadecimal digits, stated by whoever trusts the file.
+        encoder_name: As printed beside the scores; default: the file's name.
+        encoder_size: Height and width in pixels that the file expects.
+        encoder_channels: Channels that it expects.
         classifier_steps: Training steps of each classifier; that of the Inception Score
             takes at most 200.
         classifier_batch: Images in one of these steps.
@@ -54,6 +61,11 @@ class EvaluationConfig(StrictModel):
     neighbours: Annotated[int, Field(ge=1)] = 5
     diversity_pairs: Annotated[int, Field(ge=1)] = 200
     encoder_steps: Annotated[int, Field(ge=1)] = 200
+    encoder_file: Path | None = None
+    encoder_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    encoder_name: str = ""
+    encoder_size: Annotated[int, Field(ge=16, le=1024)] = 224
+    encoder_channels: Literal[1, 3] = 3
     classifier_steps: Annotated[int, Field(ge=1)] = 200
     classifier_batch: Annotated[int, Field(ge=2)] = 64
     classifier_width: Annotated[int, Field(ge=1, le=128)] = 8
@@ -77,3 +89,12 @@ class EvaluationConfig(StrictModel):
         if any(b <= a for a, b in itertools.pairwise(values)):
             raise ValueError("expected rising numbers, none twice")
         return values
+
+    @model_validator(mode="after")
+    def _file_and_hash(self) -> EvaluationConfig:
+        if (self.encoder_file is None) != (self.encoder_sha256 is None):
+            raise ValueError(
+                "evaluation.encoder_file and evaluation.encoder_sha256 belong together; "
+                "sha256sum FILE prints the second"
+            )
+        return self

@@ -15,6 +15,7 @@ import numpy as np
 from synth_common.evaluation.anomaly import evaluate_anomaly
 from synth_common.evaluation.classifier import train_classifier
 from synth_common.evaluation.config import EvaluationConfig
+from synth_common.evaluation.encoder_file import file_encoder
 from synth_common.evaluation.encoders import (
     Array,
     Encoder,
@@ -101,14 +102,16 @@ class _Comparison:
 def fidelity_encoders(
     channels: int, reference: ImageSet | None, config: EvaluationConfig, seed: int
 ) -> list[Encoder]:
-    """The two feature spaces: radiomics-style, and SimCLR on ``reference`` if it is large enough.
+    """The feature spaces: radiomics-style, SimCLR on ``reference`` if it is large enough, a file.
 
-    Without a reference, fixed-seed random convolutions take the second place.
+    Without a reference, fixed-seed random convolutions take the second place; the third is that
+    of ``config.encoder_file``, where one is set.
     """
     second = random_convolutions(channels)
     if reference is not None and usable_reference(reference.images, channels):
         second = selfsupervised_encoder(reference.images, config.encoder_steps, seed)
-    return [radiomics_encoder(), second]
+    own = file_encoder(config)
+    return [radiomics_encoder(), second, *([] if own is None else [own])]
 
 
 def evaluate_fidelity(  # noqa: PLR0913 - four sets of images that must not be mixed up
