@@ -478,7 +478,7 @@ def _tasks() -> list[Fact]:
             detail = {
                 "share": share,
                 "trained_on": trained_on,
-                "interval": [value - 0.03, value + 0.04],
+                "interval": [value - 0.03 + gain * helped, value + 0.04 + gain * helped],
                 "gain_interval": [gain - 0.03, gain + 0.03] if helped else None,
                 "seeds": 3,
                 "n_real": [int(6000 * share), int(6100 * share)],

@@ -16,12 +16,8 @@ import numpy.typing as npt
 
 from synth_client.site import Site
 from synth_common.evaluation.config import Tell, quiet
-from synth_common.evaluation.suite import (
-    evaluate_anomaly,
-    evaluate_segmentation,
-    evaluate_utility,
-)
 from synth_common.evaluation.synthetic import class_labels, sample_images
+from synth_common.evaluation.tasks import evaluate_tasks
 from synth_common.facts import Fact
 from synth_common.generators import Generator
 from synth_common.images.imageset import ImageSet, concatenate
@@ -49,18 +45,11 @@ def pooled_utility(
     train = concatenate([_named(site.train, site.name) for site in sites])
     holdout = concatenate([_named(site.holdout, site.name) for site in sites])
     seed = derive_seed(scenario.seed, "utility")
-    config, plan = scenario.evaluation, scenario.generator
+    config = scenario.evaluation
     labels = class_labels(scenario.plan, min(len(train), config.utility_images), shares)
     tell(f"drawing {len(labels)} synthetic images")
     synthetic = sample_images(generator, labels, seed)
-    facts = []
-    if len(plan.classes) > 1:
-        facts += evaluate_utility(train, holdout, synthetic, config, seed, tell)
-    if config.anomaly_normal is not None:
-        facts += evaluate_anomaly(train, holdout, synthetic, config, seed, tell)
-    if plan.with_mask:
-        facts += evaluate_segmentation(train, holdout, synthetic, config, seed, tell)
-    return facts
+    return evaluate_tasks(train, holdout, synthetic, config, seed, tell)
 
 
 def _named(images: ImageSet, site: str) -> ImageSet:

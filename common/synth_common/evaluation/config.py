@@ -43,6 +43,8 @@ class EvaluationConfig(StrictModel):
         utility_seeds: Classifiers, and segmenters, per setting (synthetic, real, both).
         utility_images: Most synthetic images to draw for utility; below it, as many as there
             are real training images.
+        site_utility: Whether each site also trains classifiers, segmenters and detectors on its
+            own images alone; what comes of it stays there.
         augmentation_shares: Shares of the real training patients, each above 0 and at most 1, at
             which classifiers are trained with and without the synthetic images; empty: none.
         anomaly_normal: The class that an anomaly detector learns as normal, from synthetic,
@@ -73,6 +75,7 @@ class EvaluationConfig(StrictModel):
     segmenter_batch: Annotated[int, Field(ge=2)] = 8
     utility_seeds: Annotated[int, Field(ge=1)] = 3
     utility_images: Annotated[int, Field(ge=1)] = 20_000
+    site_utility: bool = False
     augmentation_shares: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = ()
     anomaly_normal: str | None = None
     anomaly_images: Annotated[int, Field(ge=2)] = 1000

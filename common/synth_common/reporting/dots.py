@@ -70,6 +70,7 @@ def by_training(
     records: Sequence[Mapping[str, Any]], name: str, score: str, title: str
 ) -> Plot | None:
     """A score with its interval, by what was trained on."""
+    records = [r for r in records if "trained_at" not in r]  # those trained at one site: the table
     many = len({r["site"] for r in records}) > MANY
     dots = [
         dot

@@ -28,6 +28,7 @@ _DISTINGUISHING = (
     "dimension",
     "group",
     "share",
+    "trained_at",
 )
 _BY_VALUE = {"training.warning", "samples.grid", "samples.traversal"}
 _BY_FIELD = {

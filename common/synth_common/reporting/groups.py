@@ -41,6 +41,7 @@ def fairness_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
     Args:
         records: ``report["fairness"]["groups"]``.
     """
+    records = [r for r in records if "trained_at" not in r]
     names = {(r["dimension"], r["group"]) for r in records}
     shown = [r for r in records if len(names) <= _MOST_ROWS or r["dimension"] != "site"]
     dots: list[Dot] = []
@@ -73,11 +74,12 @@ def fairness_tables(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     """
     tables: dict[str, dict[str, Any]] = {}
     for record in records:
-        dimension = str(record["dimension"])
+        dimension, place = str(record["dimension"]), record.get("trained_at")
+        title = DIMENSIONS.get(dimension, dimension)
         table = tables.setdefault(
-            dimension,
+            f"{dimension} {place}",
             {
-                "title": DIMENSIONS.get(dimension, dimension),
+                "title": title if place is None else f"{title}, classifiers of {place} alone",
                 "measure": record["measure"],
                 "settings": {},
                 "rows": {},
@@ -101,7 +103,9 @@ def augmentation_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
     known = [
         r
         for r in records
-        if number(r["share"]) is not None and number(r["balanced_accuracy"]) is not None
+        if "trained_at" not in r
+        and number(r["share"]) is not None
+        and number(r["balanced_accuracy"]) is not None
     ]
     if not known:
         return None
