@@ -15,6 +15,7 @@ from synth_common.reporting import dots, groups, numbers, plots, summary
 from synth_common.reporting.factbook import MISSING, POOLED, site_order
 from synth_common.reporting.words import GLOSSARY, METRICS, TRAINED_ON, metric_title
 
+_EACH_ITS_OWN = "each hospital's own"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -174,11 +175,16 @@ def _over_rounds(values: Iterable[tuple[str, int | None, Any]], completed: Any) 
 def _quality_groups(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A plot and a matrix of sites against metrics for each encoder.
 
-    Encoders of one metric only share the last group, whose columns name them.
+    Encoders of one metric only share the last group, whose columns name them; where every
+    hospital has its own (the Inception Score's classifier), its rows do.
     """
     used: dict[Any, dict[str, None]] = {}
     for record in metrics:
         used.setdefault(record["encoder"], {})[record["metric"]] = None
+    alone: dict[str, set[Any]] = {}
+    for record in metrics:
+        if len(used[record["encoder"]]) == 1:
+            alone.setdefault(record["metric"], set()).add(record["encoder"])
     groups: dict[str, dict[str, Any]] = {}
     for record in sorted(metrics, key=lambda m: len(used[m["encoder"]]) == 1):
         own = len(used[record["encoder"]]) > 1
@@ -186,8 +192,9 @@ def _quality_groups(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
         group = groups.setdefault(
             name, {"name": name, "own": own, "records": [], "columns": {}, "rows": {}}
         )
-        column = (record["metric"], record["encoder"])
-        group["records"].append(record)
+        metric, encoder = record["metric"], record["encoder"]
+        column = (metric, encoder if own or len(alone[metric]) == 1 else _EACH_ITS_OWN)
+        group["records"].append({**record, "encoder": column[1]})
         group["columns"][column] = record["better"]
         group["rows"].setdefault(record["site"], {})[column] = record
     for number, group in enumerate(groups.values(), start=1):
