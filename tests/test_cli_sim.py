@@ -111,6 +111,7 @@ def test_list_names_every_packaged_scenario(capsys: pytest.CaptureFixture[str]) 
         "nuclei",
         "phantom-hospitals",
         "phantom-release",
+        "retina",
     ]
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy.ndimage import gaussian_filter
+from sklearn.metrics import pairwise_distances
+from sklearn.metrics.pairwise import polynomial_kernel
 from small_sets import blob_set
 
 from synth_common.errors import DataError
-from synth_common.evaluation.encoders import radiomics_encoder, random_convolutions
+from synth_common.evaluation.encoders import in_chunks, radiomics_encoder, random_convolutions
 from synth_common.evaluation.fidelity import (
     diversity_pairs,
     frechet_distance,
@@ -176,3 +179,30 @@ def test_inception_score_extremes() -> None:
     assert inception_score(np.eye(4)[np.arange(40) % 4]) == pytest.approx(4.0)
     assert inception_score(np.full((10, 4), 0.25)) == pytest.approx(1.0)
     assert inception_score(np.eye(4)[np.zeros(10, dtype=int)]) == pytest.approx(1.0)
+
+
+def test_no_metric_holds_a_matrix_of_all_pairs() -> None:
+    """3,000 rows a side: all pairs would take 69 MiB; and blocks change no value."""
+    rng = np.random.default_rng(7)
+    real, fake = rng.normal(size=(3000, 8)), rng.normal(0.2, 1, size=(3000, 8))
+    tracemalloc.start()
+    near, distance = neighbourhood(real, fake, 5), kernel_distance(real, fake)
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    assert peak < 45, f"{peak:.0f} MiB"
+    gap = pairwise_distances(real, fake)
+    ball = np.sort(pairwise_distances(real), axis=1)[:, 5]
+    assert near.precision == (gap <= ball[:, None]).any(axis=0).mean()
+    assert near.density == pytest.approx((gap <= ball[:, None]).sum() / (5 * 3000), rel=1e-6)
+    kernels = [polynomial_kernel(a, b, degree=3) for a, b in ((real, real), (fake, fake))]
+    within = [(k.sum() - np.trace(k)) / (3000 * 2999) for k in kernels]
+    between = polynomial_kernel(real, fake, degree=3).mean()
+    assert distance == pytest.approx(sum(within) - 2 * between, rel=1e-6)
+
+
+def test_features_in_chunks_are_the_features() -> None:
+    images = blob_set(40, 1).images
+    index = np.random.default_rng(0).permutation(40)[:33]
+    for encoder in (radiomics_encoder(), random_convolutions(1)):
+        whole = encoder.extract(images)[index]
+        np.testing.assert_allclose(in_chunks(encoder.extract, images, index), whole, atol=1e-5)

@@ -16,16 +16,24 @@ from synth_common.evaluation.utility import (
     evaluate_utility,
     macro_auc,
 )
+from synth_common.facts import Fact
 from synth_common.images.imageset import ImageSet
 
 CONFIG = EvaluationConfig(classifier_steps=60, classifier_batch=32, utility_seeds=2, bootstrap=200)
+
+
+def _utility(
+    train: ImageSet, holdout: ImageSet, synthetic: ImageSet, config: EvaluationConfig
+) -> list[Fact]:
+    facts = evaluate_utility(train, holdout, synthetic, config, 0)
+    return [f for f in facts if f.name == "utility.classification"]
 
 
 def test_good_images_teach_and_shuffled_labels_do_not() -> None:
     train, holdout, fresh = blob_set(120, 1), blob_set(100, 2), blob_set(120, 3)
     rng = np.random.default_rng(0)
     shuffled = replace(with_images(fresh, fresh.images), labels=rng.permutation(fresh.labels))
-    facts = evaluate_utility(train, holdout, shuffled, CONFIG, 0)
+    facts = _utility(train, holdout, shuffled, CONFIG)
     by_setting = {f.detail["trained_on"]: f for f in facts}
     assert list(by_setting) == ["synthetic", "real", "both"]
     assert by_setting["real"].value["balanced_accuracy"] > 0.9
@@ -50,7 +58,7 @@ def test_sites_get_facts_of_their_own() -> None:
     train, holdout = blob_set(40, 1), blob_set(41, 2, images_per_patient=2)
     sites = np.where(holdout.units() < 30, "north", "south")
     config = EvaluationConfig(classifier_steps=5, utility_seeds=1, bootstrap=20)
-    facts = evaluate_utility(train, replace(holdout, sites=sites), train, config, 0)
+    facts = _utility(train, replace(holdout, sites=sites), train, config)
     assert [f.site for f in facts] == [None, "north", "south"] * 3
     whole, north, south = facts[:3]
     assert north.detail["n_test"] + south.detail["n_test"] == whole.detail["n_test"] == 82

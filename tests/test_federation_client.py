@@ -11,7 +11,7 @@ import torch
 from small_sites import approve, blobs, small_plan, small_site
 
 from synth_client.app import SiteApp, make_client_app
-from synth_client.evaluate import SiteEvaluation
+from synth_client.evaluate import SiteEvaluation, evaluate_site
 from synth_client.site import Site, load_site, save_site
 from synth_common import messages
 from synth_common.errors import FederationError
@@ -140,6 +140,36 @@ def test_evaluation_stays_at_the_site(tmp_path: Path, monkeypatch: pytest.Monkey
     reply = seen[-1]
     assert messages.values_in(reply) == {"site": "north", "round": 3, "done": 1}
     assert not reply.content.array_records
+
+
+def test_what_a_site_measures_of_use_stays_with_it_too(tmp_path: Path) -> None:
+    plan, site = _plan(), small_site(tmp_path)
+    config = EvaluationConfig(
+        synthetic_images=8,
+        site_utility=True,
+        utility_seeds=1,
+        classifier_steps=2,
+        bootstrap=20,
+        group_minimum=1,
+        anomaly_normal="left",
+        anomaly_neighbours=1,
+        augmentation_shares=(0.5,),
+    )
+    state = build_generator(plan.generator, seed=3).shared_state()
+    evaluate_site(site, plan, SiteEvaluation(config, 0), state)
+    recorded = [f for f in read_facts(site.directory / "facts.jsonl") if "trained_at" in f.detail]
+    assert {f.name for f in recorded} == {
+        "utility.classification",
+        "fairness.group",
+        "utility.augmentation",
+        "utility.anomaly",
+    }
+    assert {(f.scope, f.site, f.detail["trained_at"]) for f in recorded} == {
+        ("site-local", "north", "north")
+    }
+    real = next(f for f in recorded if f.detail["trained_on"] == "real")
+    assert real.detail["n_train"] == len(site.train)
+    assert real.detail["n_test"] == len(site.holdout)
 
 
 @pytest.mark.parametrize("run_id", ["../../elsewhere", "/etc", "..", ""])

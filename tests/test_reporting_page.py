@@ -235,6 +235,23 @@ def test_one_class_with_masks_is_judged_by_dice(run_dir: Path) -> None:
     assert "NOT RECORDED: usefulness" not in text
 
 
+def test_each_hospitals_own_classifier_is_named_and_marks_nothing(run_dir: Path) -> None:
+    """The Inception Score's classifier differs by hospital: one column, no hole in it."""
+    facts = [
+        replace(f, detail={**f.detail, "encoder": f"classifier of {f.site or 'all'}"})
+        if f.name == "quality.inception_score"
+        else f
+        for f in run_facts(sites=["north", "south"], rounds=1)
+    ]
+    page = render_report(build_report(facts), run_dir)
+    text = "".join(_parsed(page).text)
+    assert all(f"classifier of {name}" in text for name in ("all", "north", "south"))
+    assert "each hospital's own" in text
+    assert _marks(page) == _marks(
+        render_report(build_report(run_facts(sites=["north", "south"], rounds=1)), run_dir)
+    )
+
+
 def test_a_planned_release_that_was_not_recorded_is_marked(run_dir: Path) -> None:
     facts = [f for f in run_facts(sites=["only"], rounds=1) if f.name != "release.embedding"]
     planned = Fact("plan.settings", {"release": {"embedding": {}}}, "public", "test")

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from synth_common.evaluation.config import EvaluationConfig
 from synth_common.evaluation.synthetic import class_labels, sample_images
 from synth_common.images.imageset import ImageSet
+from synth_common.randomness import derive_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from synth_client.site import Site
+    from synth_common.facts import Fact
+    from synth_common.generators import Generator
     from synth_common.plan import Plan
 
 
@@ -85,4 +89,21 @@ def evaluate_site(
     facts += evaluate_membership(
         site.train, site.holdout, synthetic, reference, config, seed, site.name
     )
+    if config.site_utility:
+        facts += _utility(site, plan, evaluation, generator)
     site.facts.extend(facts)
+
+
+def _utility(
+    site: Site, plan: Plan, evaluation: SiteEvaluation, generator: Generator
+) -> list[Fact]:
+    """What as many synthetic images as the site trains on are worth beside its own."""
+    from synth_common.evaluation.tasks import evaluate_tasks_at
+
+    config, seed = evaluation.config, derive_seed(evaluation.seed, "utility", site.name)
+    count = min(len(site.train), config.utility_images)
+    evaluation.tell(site.name, "drawing synthetic images to train on")
+    labels = class_labels(plan, count, evaluation.shares)
+    synthetic = sample_images(generator, labels, seed)
+    tell = partial(evaluation.tell, site.name)
+    return evaluate_tasks_at(site.name, site.train, site.holdout, synthetic, config, seed, tell)

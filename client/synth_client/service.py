@@ -156,6 +156,7 @@ def _evaluation(site: Site, settings: SiteSettings, kit: Kit) -> SiteEvaluation:
     """How the site judges the final generator, by its operator's settings."""
     from synth_client.evaluate import SiteEvaluation
     from synth_client.holdout import image_target
+    from synth_common.evaluation.encoder_file import file_encoder
     from synth_common.images.sources import load_source
 
     reference = settings.data.reference
@@ -163,7 +164,12 @@ def _evaluation(site: Site, settings: SiteSettings, kit: Kit) -> SiteEvaluation:
     if reference is not None:
         target = image_target(kit.plan.generator)
         images = load_source(reference, target, site.directory).images
-    return SiteEvaluation(settings.evaluation, site.seed, images)
+    config = settings.evaluation
+    if config.encoder_file is not None:  # a relative path starts at the folder of site.toml
+        file = site.directory / config.encoder_file.expanduser()
+        config = config.model_copy(update={"encoder_file": file})
+        file_encoder(config)  # a wrong file is refused now, not after the last round
+    return SiteEvaluation(config, site.seed, images)
 
 
 # ---------------------------------------------------------------------- how it is ended

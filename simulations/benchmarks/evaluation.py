@@ -3,11 +3,16 @@
 Run ``python simulations/benchmarks/evaluation.py [--images N] [--sizes 32 64]``. Every line
 is measured on this machine, on smooth random images; nothing is asserted. Images per second
 counts the synthetic images of a step, and for training the images shown to the network.
+
+``--fidelity 1000 10000`` measures instead all metrics of fidelity between so many images a side,
+each N in a fresh process: seconds, and the peak of resident memory over what the images take.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import time
 from collections.abc import Callable
 
@@ -27,10 +32,14 @@ def _images(count: int, size: int, seed: int) -> ImageSet:
     """Smooth random images of two classes (the second brighter), one per patient."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 2
-    noise = gaussian_filter(rng.normal(size=(count, 1, size, size)), (0, 0, 2, 2)) * 2
-    pixels = np.clip(0.4 + noise * 0.3 + 0.1 * labels[:, None, None, None], 0, 1)
+    pixels = np.empty((count, 1, size, size), dtype=np.float32)
+    for i in range(0, count, 500):  # in parts, so that what is measured later is the peak
+        part = slice(i, i + 500)
+        noise = rng.normal(size=pixels[part].shape).astype(np.float32)
+        smooth = gaussian_filter(noise, (0, 0, 2, 2)) * 0.6
+        pixels[part] = np.clip(0.4 + smooth + 0.1 * labels[part, None, None, None], 0, 1)
     return ImageSet(
-        pixels.astype(np.float32),
+        pixels,
         labels.astype(np.int64),
         ("a", "b"),
         np.array([f"{seed}-{i}" for i in range(count)], dtype=str),
@@ -75,12 +84,48 @@ def _rows(count: int, size: int, config: EvaluationConfig) -> list[tuple[str, in
     return [(name, images, _seconds(step)) for name, images, step in steps]
 
 
+def _peak() -> float:
+    """Largest resident memory of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _fidelity(case: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Seconds of wall clock and processor, peak memory before and after, of one N and size."""
+    count, size = case
+    _rows(40, 32, EvaluationConfig(classifier_steps=2, utility_seeds=1))  # load libraries
+    train, holdout, synthetic = (_images(count, size, seed) for seed in (1, 2, 3))
+    config = EvaluationConfig(max_images=count)
+    before, used = _peak(), time.process_time()
+    seconds = _seconds(lambda: evaluate_fidelity(holdout, train, synthetic, None, config, 0, None))
+    return seconds, time.process_time() - used, before, _peak()
+
+
+def _print_fidelity(counts: list[int], sizes: list[int]) -> None:
+    """One line per N and size, each from a process of its own."""
+    print("all of fidelity, N real and N synthetic images (and N of the floor)")
+    heads = (("pixels", 6), ("N", 8), ("seconds", 10), ("processor s", 13), ("peak MiB", 10))
+    print("".join(f"{name:>{width}}" for name, width in heads) + f"{'over images':>13}")
+    context = multiprocessing.get_context("spawn")
+    for size in sizes:
+        for count in counts:
+            with context.Pool(1) as pool:
+                seconds, used, before, peak = pool.map(_fidelity, [(count, size)])[0]
+            print(
+                f"{size:>6}{count:>8}{seconds:>10.1f}{used:>13.1f}{peak:>10.0f}"
+                f"{peak - before:>13.0f}"
+            )
+
+
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=1000, help="images in each set")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64], help="pixels a side")
+    parser.add_argument("--fidelity", type=int, nargs="+", metavar="N", help="only fidelity, by N")
     options = parser.parse_args()
+    if options.fidelity:
+        _print_fidelity(options.fidelity, options.sizes)
+        return
     print(f"{options.images} images a set, {torch.get_num_threads()} threads")
     print(f"{'pixels':>6}  {'step':<22}{'images':>8}{'seconds':>10}{'images/s':>10}")
     config = EvaluationConfig()

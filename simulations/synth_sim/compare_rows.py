@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ def _quality_columns(facts: Sequence[Fact]) -> dict[str, Any]:
     for metric in _METRICS:
         found = last_facts(facts, f"quality.{metric}")
         for encoder in dict.fromkeys(str(f.detail.get("encoder")) for f in found):
-            space = "radiomics" if encoder.startswith("radiomics") else "network"
+            space = _space(encoder)
             same = [f for f in found if f.detail.get("encoder") == encoder]
             columns[f"{metric}_{space}"] = _mean([f.value for f in same])
             columns[f"{metric}_{space}_floor"] = _mean([f.detail.get("floor") for f in same])
@@ -98,6 +99,14 @@ def _quality_columns(facts: Sequence[Fact]) -> dict[str, Any]:
         values = [f.value.get(score) for f in last_facts(facts, "quality.reconstruction")]
         columns[score] = _mean(values)
     return columns
+
+
+def _space(encoder: str) -> str:
+    """What a comparison calls a feature space: its own two by kind, a file's by its name."""
+    if encoder.startswith("radiomics"):
+        return "radiomics"
+    own = encoder.startswith(("random convolutions", "SimCLR"))
+    return "network" if own else re.sub(r"[^a-z0-9]+", "_", encoder.lower()).strip("_")
 
 
 def _utility_columns(facts: Sequence[Fact]) -> dict[str, Any]:

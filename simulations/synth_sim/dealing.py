@@ -23,8 +23,8 @@ def deal_files(scenario: Scenario, out: Path) -> Iterator[tuple[Path, ImageSet]]
     """Write ``out/SITE.npz`` for every site, readable by their owner only.
 
     Each holds what source kind ``npz`` reads: ``images`` uint8 (N, size, size, C), ``labels`` as
-    text, and ``patient_ids``, ``masks`` and ``split`` where the sources have them. Pixels are
-    rounded to 8 bits.
+    text, and ``patient_ids``, ``masks``, ``second_masks``, ``split``, ``sex`` and ``age`` where the
+    sources have them. Pixels are rounded to 8 bits.
 
     Yields:
         The file and the images of each site, as it is written.
@@ -55,6 +55,9 @@ def _write(path: Path, images: ImageSet) -> None:
         "patient_ids": images.patient_ids,
         "masks": images.masks,
         "split": images.splits,
+        "second_masks": images.second_masks,
+        "sex": images.sexes,
+        "age": images.ages,
     }
     packed = io.BytesIO()
     np.savez_compressed(packed, **{k: v for k, v in columns.items() if v is not None})

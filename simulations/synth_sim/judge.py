@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from synth_client.site import Site
 from synth_common.evaluation.config import Tell, quiet
-from synth_common.evaluation.suite import evaluate_segmentation, evaluate_utility
 from synth_common.evaluation.synthetic import class_labels, sample_images
+from synth_common.evaluation.tasks import evaluate_tasks
 from synth_common.facts import Fact
 from synth_common.generators import Generator
 from synth_common.images.imageset import ImageSet, concatenate
@@ -34,26 +34,22 @@ def pooled_utility(
     shares: Sequence[float] = (),
     tell: Tell = quiet,
 ) -> list[Fact]:
-    """Classifiers, and segmenters where there are masks, on synthetic, real and both.
+    """Classifiers, segmenters and anomaly detectors on synthetic, real and both.
 
     All are tested on all sites' held-out patients. There are as many synthetic images as real
     training images, but at most ``evaluation.utility_images``, in the released ``shares`` of
     the classes, or the classes in turn where none were released. A single class leaves nothing
-    to classify. ``tell`` is told of each stage as it begins.
+    to classify; segmenters need masks, detectors ``evaluation.anomaly_normal``. ``tell`` is told
+    of each stage as it begins.
     """
     train = concatenate([_named(site.train, site.name) for site in sites])
     holdout = concatenate([_named(site.holdout, site.name) for site in sites])
     seed = derive_seed(scenario.seed, "utility")
-    config, plan = scenario.evaluation, scenario.generator
+    config = scenario.evaluation
     labels = class_labels(scenario.plan, min(len(train), config.utility_images), shares)
     tell(f"drawing {len(labels)} synthetic images")
     synthetic = sample_images(generator, labels, seed)
-    facts = []
-    if len(plan.classes) > 1:
-        facts += evaluate_utility(train, holdout, synthetic, config, seed, tell)
-    if plan.with_mask:
-        facts += evaluate_segmentation(train, holdout, synthetic, config, seed, tell)
-    return facts
+    return evaluate_tasks(train, holdout, synthetic, config, seed, tell)
 
 
 def _named(images: ImageSet, site: str) -> ImageSet:

@@ -78,6 +78,7 @@ def run_scenario(scenario: Scenario, options: RunOptions) -> Path:
 
 def _require_inputs(scenario: Scenario, options: RunOptions) -> None:
     """Refuse what is bound to fail for want of images, weights or an engine."""
+    from synth_common.evaluation.encoder_file import file_encoder
     from synth_common.flower import require_ray
     from synth_sim.prepare import require_data
     from synth_sim.weights import initial_generator
@@ -87,6 +88,7 @@ def _require_inputs(scenario: Scenario, options: RunOptions) -> None:
     if not options.resume:  # a run that was prepared has images of its own
         require_data(scenario)
         initial_generator(scenario)
+    file_encoder(scenario.evaluation)
 
 
 def load_run(out: Path) -> Scenario:

@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from synth_common.errors import ConfigError, DataError
 from synth_common.evaluation.config import EvaluationConfig
@@ -102,6 +102,16 @@ class Scenario(StrictModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
 
+    @model_validator(mode="after")
+    def _normal_class_known(self) -> Scenario:
+        normal, classes = self.evaluation.anomaly_normal, self.generator.classes
+        if normal is not None and (normal not in classes or len(classes) < 2):
+            raise ValueError(
+                f"evaluation.anomaly_normal = {normal!r} must be one of several classes; "
+                f"generator.classes holds {', '.join(classes)}"
+            )
+        return self
+
     @property
     def plan(self) -> Plan:
         """What coordinator and sites agree on."""
@@ -123,10 +133,12 @@ class Scenario(StrictModel):
     def run_id(self) -> str:
         """Names the run by everything that decides its result, so that equal runs are equal.
 
-        The place of the data and weights is left out: the same files elsewhere are the same run.
+        The place of the data, the weights and an encoder's file is left out: the same files
+        elsewhere are the same run.
         """
         values = self.model_dump(mode="json")
         del values["data"]["root"], values["data"]["weights"]  # the plan names their content
+        del values["evaluation"]["encoder_file"]  # its hash stays
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def data_root(self) -> Path | None:

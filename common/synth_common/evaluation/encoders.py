@@ -22,9 +22,11 @@ from synth_common.evaluation.radiomics import definition_sha256, radiomics_featu
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
+Index = npt.NDArray[np.int64]
 
 _WEIGHT_SEED = 20_190_412
-_BATCH = 256
+_CHUNK = 512  # images copied out of a set at once
+_BATCH_PIXELS = 65_536  # images of a batch together: activations stay in the cache
 # Widths of the three random layers; their sum is the number of features per grid cell.
 _WIDTHS = (16, 24, 24)
 
@@ -50,7 +52,7 @@ def radiomics_encoder() -> Encoder:
     return Encoder("radiomics-style features", definition_sha256(), radiomics_features)
 
 
-def random_convolutions(channels: int, grid: int = 1) -> Encoder:
+def random_convolutions(channels: int, grid: int = 1, seed: int = _WEIGHT_SEED) -> Encoder:
     """Three convolution layers with weights from a fixed public seed.
 
     Every layer's activations are averaged over the cells of a ``grid`` x ``grid`` raster:
@@ -60,10 +62,11 @@ def random_convolutions(channels: int, grid: int = 1) -> Encoder:
     Args:
         channels: 1 or 3, as the images have.
         grid: 1 or more cells per side.
+        seed: Public; names the weights.
     """
-    network = _RandomConvolutions(channels, grid)
+    network = _RandomConvolutions(channels, grid, seed)
     return Encoder(
-        f"random convolutions, {64 * grid * grid} features, seed {_WEIGHT_SEED}",
+        f"random convolutions, {64 * grid * grid} features, seed {seed}",
         weights_sha256(network.state_dict().values(), f"grid={grid}"),
         lambda images: extract_with(network, images),
     )
@@ -72,12 +75,28 @@ def random_convolutions(channels: int, grid: int = 1) -> Encoder:
 def extract_with(network: nn.Module, images: Images) -> Array:
     """Features of ``network`` for images in batches, without gradients: (N, D) float64."""
     network.eval()
+    step = max(8, _BATCH_PIXELS // (images.shape[2] * images.shape[3]))
     with torch.no_grad():
         parts = [
-            network(torch.from_numpy(images[i : i + _BATCH])).double().numpy()
-            for i in range(0, max(len(images), 1), _BATCH)
+            network(torch.from_numpy(images[i : i + step])).double().numpy()
+            for i in range(0, max(len(images), 1), step)
         ]
     return np.concatenate(parts)
+
+
+def in_chunks(extract: Callable[[Images], Array], images: Images, index: Index) -> Array:
+    """Features of the images at ``index``, a chunk at a time: no copy of them all is made.
+
+    Args:
+        extract: Images (N, C, H, W) to rows (N, D).
+        images: All images.
+        index: (M,) positions.
+
+    Returns:
+        (M, D) float64.
+    """
+    starts = range(0, max(len(index), 1), _CHUNK)
+    return np.concatenate([extract(images[index[i : i + _CHUNK]]) for i in starts])
 
 
 def weights_sha256(tensors: Iterable[torch.Tensor], definition: str) -> str:
@@ -92,10 +111,10 @@ def weights_sha256(tensors: Iterable[torch.Tensor], definition: str) -> str:
 class _RandomConvolutions(nn.Module):
     """He-scaled random convolutions; the mean activation of every channel is a feature."""
 
-    def __init__(self, channels: int, grid: int) -> None:
+    def __init__(self, channels: int, grid: int, seed: int) -> None:
         super().__init__()
         # NumPy's stream, because it does not change between torch versions.
-        rng = np.random.default_rng(_WEIGHT_SEED)
+        rng = np.random.default_rng(seed)
         before = channels
         for i, (width, side) in enumerate(zip(_WIDTHS, (5, 3, 3), strict=True)):
             scale = np.sqrt(2.0 / (before * side * side))

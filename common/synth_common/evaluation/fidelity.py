@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import pairwise_distances
-from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
@@ -21,6 +19,7 @@ from synth_common.errors import DataError
 Array = npt.NDArray[np.float64]
 
 _MIN_SPREAD = 0.01
+_CELLS = 2**21  # entries of a distance or kernel matrix held at once (16 MiB), whatever N is
 _GAUSSIAN_WINDOW = 11
 # Wang, Simoncelli, Bovik 2003, section 3.2: weight of each scale from fine to coarse.
 _MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -69,43 +68,77 @@ def kernel_distance(real: Array, synthetic: Array) -> float:
     """Unbiased squared MMD with the kernel ``(x.y / D + 1)^3`` (Binkowski 2018).
 
     Near 0 for two samples of one distribution at any N, and then as often below 0 as above.
+    The kernel matrix is summed in blocks and never held.
     """
     _require(real, synthetic, 2)
+    between = sum(_cubes(real[rows], synthetic).sum() for rows in _blocks(real, synthetic))
+    between /= len(real) * len(synthetic)
+    return _kernel_within(real) + _kernel_within(synthetic) - 2 * float(between)
 
-    def within(features: Array) -> float:
-        kernel = polynomial_kernel(features, degree=3, coef0=1.0)
-        n = len(features)
-        return float((kernel.sum() - np.trace(kernel)) / (n * (n - 1)))
 
-    between = polynomial_kernel(real, synthetic, degree=3, coef0=1.0).mean()
-    return within(real) + within(synthetic) - 2 * float(between)
+def _kernel_within(features: Array) -> float:
+    """Mean of the kernel over pairs of two rows; the matrix is symmetric, half is enough."""
+    n, total = len(features), 0.0
+    for rows in _blocks(features, features):
+        block, later = features[rows], features[rows.stop :]
+        own = _cubes(block, block)
+        total += float(own.sum() - np.trace(own)) + 2 * float(_cubes(block, later).sum())
+    return total / (n * (n - 1))
+
+
+def _cubes(first: Array, second: Array) -> Array:
+    """The kernel between all rows of two sets."""
+    inner = first @ second.T
+    inner /= first.shape[1]
+    inner += 1.0
+    square = inner * inner
+    square *= inner
+    return square
+
+
+def _blocks(features: Array, against: Array) -> list[slice]:
+    """Rows of ``features`` in blocks whose matrix against the other set fits the memory."""
+    step = max(1, _CELLS // max(1, len(against)))
+    return [slice(i, min(i + step, len(features))) for i in range(0, len(features), step)]
 
 
 def neighbourhood(real: Array, synthetic: Array, k: int) -> Neighbourhood:
     """Precision, recall, density and coverage with the ``k`` nearest neighbours.
+
+    Distances are taken in blocks: memory does not grow with N squared.
 
     Raises:
         DataError: A set has ``k`` images or fewer.
     """
     _require(real, synthetic, k + 1)
     real_radius, synthetic_radius = _radii(real, k), _radii(synthetic, k)
-    distance = pairwise_distances(real, synthetic)
-    inside_real = distance <= real_radius[:, None]
-    inside_synthetic = distance <= synthetic_radius[None, :]
+    length = np.einsum("nd,nd->n", real, real)
+    balls = np.zeros(len(synthetic))  # real balls around each synthetic row
+    covered = np.zeros((2, len(real)), dtype=bool)  # by a synthetic ball; by its own ball
+    for rows in _blocks(synthetic, real):
+        block = synthetic[rows]
+        distance = block @ real.T
+        distance *= -2.0
+        distance += length
+        distance += np.einsum("nd,nd->n", block, block)[:, None]
+        inside = distance <= real_radius
+        balls[rows] = inside.sum(axis=1)
+        covered[0] |= (distance <= synthetic_radius[rows, None]).any(axis=0)
+        covered[1] |= inside.any(axis=0)
     return Neighbourhood(
-        precision=float(inside_real.any(axis=0).mean()),
-        recall=float(inside_synthetic.any(axis=1).mean()),
-        density=float(inside_real.sum(axis=0).mean() / k),
-        coverage=float((distance.min(axis=1) <= real_radius).mean()),
+        precision=float((balls > 0).mean()),
+        recall=float(covered[0].mean()),
+        density=float(balls.mean() / k),
+        coverage=float(covered[1].mean()),
     )
 
 
 def _radii(features: Array, k: int) -> Array:
-    """Distance of each row to its k-th nearest other row."""
-    model = NearestNeighbors(n_neighbors=k).fit(features)
+    """Squared distance of each row to its k-th nearest other row."""
+    model = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(features)
     radius: Array = model.kneighbors()[0][:, -1]  # without an argument, a row is not its own
-    # pairwise_distances and the search round differently; a copy must lie inside.
-    return radius * (1 + 1e-9) + 1e-9
+    # The two ways to a distance round differently; a copy must lie inside.
+    return radius * radius * (1 + 1e-9) + 1e-9
 
 
 def _require(real: Array, synthetic: Array, least: int) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-_CHUNK = 256
+_CHUNK_PIXELS = 65_536  # images of a chunk together: its arrays stay in the cache
 _EPS = 1e-8
 _PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 _BINS = 32
@@ -40,7 +40,8 @@ def radiomics_features(images: npt.NDArray[np.float32]) -> Array:
         float64, (N, 72) for one channel; (N, 81) for three, where the last nine are the
         mean and spread of each channel and the correlations between channels.
     """
-    parts = [_chunk(images[i : i + _CHUNK]) for i in range(0, len(images), _CHUNK)]
+    step = max(1, _CHUNK_PIXELS // (images.shape[2] * images.shape[3]))
+    parts = [_chunk(images[i : i + step]) for i in range(0, len(images), step)]
     if not parts:
         return np.empty((0, 72 if images.shape[1] == 1 else 81))
     return np.concatenate(parts)
@@ -129,9 +130,10 @@ def _cooccurrence(grey: Array) -> Array:
         for dy, dx in _GLCM_DIRECTIONS:
             first, second = _shifted(levels, dy * distance, dx * distance)
             codes.append((first * _GREY_LEVELS + second).reshape(len(grey), -1))
-            codes.append((second * _GREY_LEVELS + first).reshape(len(grey), -1))
-        table = _histogram(np.concatenate(codes, axis=1), _GREY_LEVELS**2)
-        columns.append(_cooccurrence_statistics(table.reshape(-1, _GREY_LEVELS, _GREY_LEVELS)))
+        one_way = _histogram(np.concatenate(codes, axis=1), _GREY_LEVELS**2)
+        table = one_way.reshape(-1, _GREY_LEVELS, _GREY_LEVELS)
+        # Every pair counts both ways: the opposite direction is the transpose.
+        columns.append(_cooccurrence_statistics((table + table.transpose(0, 2, 1)) / 2))
     return np.concatenate(columns, axis=1)
 
 

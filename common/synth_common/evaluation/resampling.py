@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +28,45 @@ def bootstrap_weights(units: Index, resamples: int, rng: np.random.Generator) ->
     count = int(units.max()) + 1
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
     return drawn.astype(np.float64)[:, units]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Seeds and patients drawn again, B times.
+
+    Attributes:
+        seeds: (B, S), the share of each seed in a resample.
+        images: (B, N), how often each image is drawn; a patient's images together.
+    """
+
+    seeds: Array
+    images: Array
+
+    def means(self, scores: Array) -> Array:
+        """(B,) mean scores over seeds and images of (S, N) scores; nan counts for nothing.
+
+        A resample with nothing but nan is nan.
+        """
+        there = ~np.isnan(scores)
+        total = (self.images * (self.seeds @ np.where(there, scores, 0.0))).sum(axis=1)
+        weight = (self.images * (self.seeds @ there)).sum(axis=1)
+        drawn: Array = np.full(len(total), np.nan)
+        np.divide(total, weight, out=drawn, where=weight > 0)
+        return drawn
+
+
+def draw_again(units: Index, repeats: int, resamples: int, rng: np.random.Generator) -> Draws:
+    """Draw patients and seeds with replacement.
+
+    Args:
+        units: (N,), the unit 0..U-1 of each image.
+        repeats: Number of seeds S.
+        resamples: Number of resamples B.
+        rng: Source of the draws.
+    """
+    images = bootstrap_weights(units, resamples, rng)
+    seeds = rng.multinomial(repeats, np.full(repeats, 1 / repeats), size=resamples) / repeats
+    return Draws(seeds, images)
 
 
 def percentile_interval(values: Array, confidence: float = 0.95) -> list[float]:

@@ -1,24 +1,26 @@
 """What synthetic pairs of image and mask are worth: a segmenter, tested on held-out real pairs.
 
 Trained on synthetic, on real and on both pairs, which differ in nothing else: same network,
-steps and seeds. As :mod:`synth_common.evaluation.utility` does with classes.
+steps and seeds. As :mod:`synth_common.evaluation.utility` does with classes. Where a second
+observer drew the test images too, what the two people agree on stands beside the segmenters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from synth_common.errors import DataError
 from synth_common.evaluation.config import EvaluationConfig, Tell, quiet
-from synth_common.evaluation.resampling import bootstrap_weights, percentile_interval
+from synth_common.evaluation.resampling import draw_again, percentile_interval
 from synth_common.evaluation.segmenter import segmenter_name, train_segmenter
-from synth_common.evaluation.utility import Setting, describe
+from synth_common.evaluation.surface import surface_scores
+from synth_common.evaluation.trials import Setting, describe, settings_of
 from synth_common.facts import Fact
-from synth_common.images.imageset import ImageSet, concatenate
+from synth_common.images.imageset import ImageSet
 from synth_common.randomness import derive_seed, numpy_stream
 
 Array = npt.NDArray[np.float64]
@@ -29,11 +31,23 @@ _SOURCE = "synth_common.evaluation.segmentation.evaluate_segmentation"
 
 @dataclass(frozen=True)
 class _Trial:
-    """One setting's segmenters on the real test pairs: Dice (S, N), a row per seed."""
+    """One setting's segmenters on the real test pairs, a row of scores per seed.
 
-    trained_on: Setting
+    Attributes:
+        trained_on: The setting, or who drew.
+        n_train: Pairs the segmenters were trained on; none for a person.
+        seeds: Segmenters; a person is one.
+        scores: (S, N) Dice.
+        surface: (S, N) average symmetric surface distance, pixels; nan without an outline.
+        hausdorff: (S, N) 95 % Hausdorff distance, likewise.
+    """
+
+    trained_on: Setting | Literal["second observer"]
     n_train: int
+    seeds: int
     scores: Array
+    surface: Array
+    hausdorff: Array
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,9 @@ def evaluate_segmentation(
 
     Returns:
         One ``utility.segmentation`` fact per setting over the whole holdout (site None) and,
-        where ``holdout.sites`` is given, one per setting and site.
+        where ``holdout.sites`` is given, one per setting and site; with
+        ``holdout.second_masks`` also for the second observer, whose masks are scored like a
+        segmenter's.
 
     Raises:
         DataError: One of the sets is empty or has no masks.
@@ -96,16 +112,12 @@ def evaluate_segmentation(
                 f"{name} has {len(pairs)} images, masks: {pairs.masks is not None}; "
                 "segmentation needs images with masks to train and test on"
             )
-    bare = [ImageSet(s.images, s.labels, s.class_names, masks=s.masks) for s in (synthetic, train)]
-    sources: dict[Setting, ImageSet] = {
-        "synthetic": bare[0],
-        "real": bare[1],
-        "both": concatenate(bare),
-    }
-    trials: dict[Setting, _Trial] = {}
-    for setting, pairs in sources.items():
+    trials: dict[str, _Trial] = {}
+    for setting, pairs in settings_of(train, synthetic).items():
         tell(f"segmenters trained on {describe(setting)}")
         trials[setting] = _run_trial(setting, pairs, holdout, config, seed)
+    if holdout.second_masks is not None:
+        trials["second observer"] = _observer(holdout, holdout.second_masks, config.utility_seeds)
     places = _places(holdout, trials["real"].scores)
     return [_fact(trial, place, config, seed) for trial in trials.values() for place in places]
 
@@ -114,21 +126,30 @@ def _run_trial(
     setting: Setting, pairs: ImageSet, holdout: ImageSet, config: EvaluationConfig, seed: int
 ) -> _Trial:
     """Train one segmenter per seed and keep how well each does on every test image."""
-    wanted = _masks(holdout)
-    scores = [
-        dice_scores(
-            train_segmenter(
-                pairs,
-                config.segmenter_steps,
-                config.segmenter_batch,
-                # The same seeds for every setting, so that settings differ in their pairs only.
-                derive_seed(seed, "segmentation", repeat),
-            ).masks(holdout.images),
-            wanted,
+    scores = []
+    for repeat in range(config.utility_seeds):
+        segmenter = train_segmenter(
+            pairs,
+            config.segmenter_steps,
+            config.segmenter_batch,
+            # The same seeds for every setting, so that settings differ in their pairs only.
+            derive_seed(seed, "segmentation", repeat),
         )
-        for repeat in range(config.utility_seeds)
-    ]
-    return _Trial(setting, len(pairs), np.stack(scores))
+        scores.append(_score(segmenter.masks(holdout.images), _masks(holdout)))
+    return _Trial(
+        setting, len(pairs), config.utility_seeds, *map(np.stack, zip(*scores, strict=True))
+    )
+
+
+def _score(found: Masks, wanted: Masks) -> tuple[Array, Array, Array]:
+    """Dice, surface distance and Hausdorff distance of each mask."""
+    return dice_scores(found, wanted), *surface_scores(found, wanted)
+
+
+def _observer(holdout: ImageSet, drawn: Masks, repeats: int) -> _Trial:
+    """The second observer as if one of the segmenters: the same answer whatever the seed."""
+    scores = [np.repeat(row[None], repeats, axis=0) for row in _score(drawn, _masks(holdout))]
+    return _Trial("second observer", 0, 1, *scores)
 
 
 def _masks(pairs: ImageSet) -> Masks:
@@ -154,15 +175,19 @@ def _fact(trial: _Trial, place: _Place, config: EvaluationConfig, seed: int) -> 
     pairs, scores = place.pairs, trial.scores[:, place.here]
     filled = _masks(pairs).any(axis=(1, 2))
     mean, real = float(scores.mean()), float(place.real.mean())
+    surface, hausdorff = trial.surface[:, place.here], trial.hausdorff[:, place.here]
     # Equal draws for every setting: the ratio is then a paired comparison.
     rng = numpy_stream(seed, "segmentation", "bootstrap", place.site or "")
-    drawn = resampled_means(np.stack([scores, place.real]), pairs.units(), config.bootstrap, rng)
+    rows = np.stack([scores, place.real, surface, hausdorff])
+    drawn = resampled_means(rows, pairs.units(), config.bootstrap, rng)
     return Fact(
         "utility.segmentation",
         {
             "dice": mean,
             "dice_nonempty": float(scores[:, filled].mean()) if filled.any() else None,
             "ratio_to_real": mean / real if real else None,
+            "surface_distance": _mean(surface),
+            "hausdorff_95": _mean(hausdorff),
         },
         "site-local",
         _SOURCE,
@@ -171,20 +196,41 @@ def _fact(trial: _Trial, place: _Place, config: EvaluationConfig, seed: int) -> 
             "trained_on": trial.trained_on,
             "interval": percentile_interval(drawn[0]),
             "ratio_interval": _ratio_interval(drawn),
+            "surface_interval": _interval(drawn[2]),
+            "hausdorff_interval": _interval(drawn[3]),
+            "distance_unit": "pixels",
+            # Of the real masks that are not empty: how often nothing was found.
+            "missed": float(np.isnan(surface[:, filled]).mean()) if filled.any() else None,
             "n_train": trial.n_train,
             "n_nonempty": int(filled.sum()),
-            **_numbers(pairs, scores, config),
+            **_numbers(trial, pairs, scores, config),
         },
     )
 
 
-def _numbers(pairs: ImageSet, scores: Array, config: EvaluationConfig) -> dict[str, Any]:
+def _mean(scores: Array) -> float | None:
+    """Mean of the scores that are there; None without one."""
+    there = scores[~np.isnan(scores)]
+    return float(there.mean()) if len(there) else None
+
+
+def _interval(drawn: Array) -> list[float] | None:
+    """Interval of the resamples that have a value; None without one."""
+    there = drawn[~np.isnan(drawn)]
+    return percentile_interval(there) if len(there) else None
+
+
+def _numbers(
+    trial: _Trial, pairs: ImageSet, scores: Array, config: EvaluationConfig
+) -> dict[str, Any]:
     """What the Dice rests on, and its mean in each class that is present."""
+    person = trial.trained_on == "second observer"
+    network = segmenter_name(config.segmenter_steps, config.segmenter_batch)
     return {
-        "seeds": config.utility_seeds,
+        "seeds": trial.seeds,
         "n_test": len(pairs),
         "test_patients": pairs.unit_count(),
-        "segmenter": segmenter_name(config.segmenter_steps, config.segmenter_batch),
+        "segmenter": "a second observer" if person else network,
         "per_class": {
             pairs.class_names[label]: float(scores[:, pairs.labels == label].mean())
             for label in np.unique(pairs.labels)
@@ -198,7 +244,7 @@ def resampled_means(
     """Mean scores when both seeds and patients are drawn again, the same for every setting.
 
     Args:
-        scores: (T, S, N), the score of each image by setting and seed.
+        scores: (T, S, N), the score of each image by setting and seed; nan counts for nothing.
         units: (N,) patient of each image; all images of a patient are drawn together.
         resamples: Number of resamples B.
         rng: Source of the draws.
@@ -206,11 +252,8 @@ def resampled_means(
     Returns:
         (T, B).
     """
-    weights = bootstrap_weights(units, resamples, rng)
-    repeats = scores.shape[1]
-    seeds = rng.multinomial(repeats, np.full(repeats, 1 / repeats), size=resamples) / repeats
-    total = weights.sum(axis=1)
-    return np.stack([(weights * (seeds @ rows)).sum(axis=1) / total for rows in scores])
+    draws = draw_again(units, scores.shape[1], resamples, rng)
+    return np.stack([draws.means(rows) for rows in scores])
 
 
 def _ratio_interval(drawn: Array) -> list[float] | None:

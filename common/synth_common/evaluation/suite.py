@@ -6,16 +6,25 @@ not be loaded; it is offered here too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from synth_common.evaluation.anomaly import evaluate_anomaly
 from synth_common.evaluation.classifier import train_classifier
 from synth_common.evaluation.config import EvaluationConfig
-from synth_common.evaluation.encoders import Encoder, radiomics_encoder, random_convolutions
+from synth_common.evaluation.encoder_file import file_encoder
+from synth_common.evaluation.encoders import (
+    Array,
+    Encoder,
+    Images,
+    Index,
+    in_chunks,
+    radiomics_encoder,
+    random_convolutions,
+)
 from synth_common.evaluation.fidelity import (
     diversity_pairs,
     frechet_distance,
@@ -37,14 +46,13 @@ from synth_common.randomness import derive_seed, numpy_stream
 
 __all__ = [
     "EvaluationConfig",
+    "evaluate_anomaly",
     "evaluate_fidelity",
     "evaluate_reconstruction",
     "evaluate_segmentation",
     "evaluate_utility",
     "fidelity_encoders",
 ]
-
-Array = npt.NDArray[np.float64]
 
 MIN_IMAGES = 20
 """Below this many images a side, distances between sets are not reported."""
@@ -63,25 +71,47 @@ _BETTER = {
 
 
 @dataclass(frozen=True)
+class _Side:
+    """Some images of a set, named and not copied."""
+
+    source: ImageSet
+    index: Index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def labels(self) -> Index:
+        """The labels of the chosen images."""
+        return self.source.labels[self.index]
+
+    def rows(self, extract: Callable[[Images], Array]) -> Array:
+        """What ``extract`` makes of the images, a chunk at a time."""
+        return in_chunks(extract, self.source.images, self.index)
+
+
+@dataclass(frozen=True)
 class _Comparison:
     """Three sets of equal N and class mix: held-out real, training real, synthetic."""
 
-    real: ImageSet
-    floor: ImageSet
-    synthetic: ImageSet
+    real: _Side
+    floor: _Side
+    synthetic: _Side
 
 
 def fidelity_encoders(
     channels: int, reference: ImageSet | None, config: EvaluationConfig, seed: int
 ) -> list[Encoder]:
-    """The two feature spaces: radiomics-style, and SimCLR on ``reference`` if it is large enough.
+    """The feature spaces: radiomics-style, SimCLR on ``reference`` if it is large enough, a file.
 
-    Without a reference, fixed-seed random convolutions take the second place.
+    Without a reference, fixed-seed random convolutions take the second place; the third is that
+    of ``config.encoder_file``, where one is set.
     """
     second = random_convolutions(channels)
     if reference is not None and usable_reference(reference.images, channels):
         second = selfsupervised_encoder(reference.images, config.encoder_steps, seed)
-    return [radiomics_encoder(), second]
+    own = file_encoder(config)
+    return [radiomics_encoder(), second, *([] if own is None else [own])]
 
 
 def evaluate_fidelity(  # noqa: PLR0913 - four sets of images that must not be mixed up
@@ -127,11 +157,11 @@ def _compare(
     """Draw the three sets of a comparison at equal N and, as far as possible, class mix."""
     rng = numpy_stream(seed, "fidelity", "draw")
     n = comparable_count(holdout.labels, [train.labels, synthetic.labels], config.max_images)
-    real = holdout.subset(rng.permutation(len(holdout))[:n])
+    real = _Side(holdout, rng.permutation(len(holdout))[:n])
     return _Comparison(
         real,
-        train.subset(draw_like(real.labels, train.labels, rng)),
-        synthetic.subset(draw_like(real.labels, synthetic.labels, rng)),
+        _Side(train, draw_like(real.labels, train.labels, rng)),
+        _Side(synthetic, draw_like(real.labels, synthetic.labels, rng)),
     )
 
 
@@ -165,7 +195,7 @@ def _space_facts(compared: _Comparison, encoder: Encoder, k: int, site: str | No
             for name, better in _BETTER.items()
         ]
     sets = (compared.real, compared.floor, compared.synthetic)
-    features = [encoder.extract(s.images) for s in sets]
+    features = [side.rows(encoder.extract) for side in sets]
     real, floor, synthetic = standardise(np.concatenate(features[:2]), *features)
     measured, baseline = _distances(real, synthetic, k), _distances(real, floor, k)
     return [
@@ -197,7 +227,7 @@ def _diversity_fact(
         "n_real": real_pairs,
         "n_synthetic": pairs,
         "n_counts": "pairs of images of one class and two patients",
-        "encoder": f"none (MS-SSIM, {ms_ssim_scales(compared.real.size)} scales)",
+        "encoder": f"none (MS-SSIM, {ms_ssim_scales(compared.real.source.size)} scales)",
         "encoder_sha256": None,
         "better": "higher",
         "floor_how": "pairs of held-out real images",
@@ -207,13 +237,15 @@ def _diversity_fact(
     return _fact("ms_ssim_diversity", measured, detail, floor, site)
 
 
-def _diversity(images: ImageSet, config: EvaluationConfig, seed: int) -> tuple[float | None, int]:
+def _diversity(side: _Side, config: EvaluationConfig, seed: int) -> tuple[float | None, int]:
     """Diversity and the number of pairs behind it; None without a pair."""
     rng = numpy_stream(seed, "fidelity", "pairs")
-    first, second = diversity_pairs(images.labels, images.units(), config.diversity_pairs, rng)
+    units = side.source.units()[side.index]
+    first, second = diversity_pairs(side.labels, units, config.diversity_pairs, rng)
     if not len(first):
         return None, 0
-    return 1.0 - mean_ms_ssim(images.images[first], images.images[second]), len(first)
+    images, chosen = side.source.images, side.index
+    return 1.0 - mean_ms_ssim(images[chosen[first]], images[chosen[second]]), len(first)
 
 
 def _inception_fact(
@@ -239,8 +271,8 @@ def _inception_fact(
     detail["encoder"] = f"{classifier.name}, trained on {len(train)} real training images"
     detail["encoder_sha256"] = classifier.sha256
     score, floor = (
-        inception_score(classifier.probabilities(s.images))
-        for s in (compared.synthetic, compared.real)
+        inception_score(side.rows(classifier.probabilities))
+        for side in (compared.synthetic, compared.real)
     )
     detail["floor_how"] = "the held-out real images, same N"
     return _fact("inception_score", score, detail, floor, site)

@@ -6,40 +6,28 @@ on both. The three differ in their training images only: same network, steps and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from synth_common.errors import DataError
-from synth_common.evaluation.classifier import classifier_name, train_classifier
+from synth_common.evaluation.augmentation import augmentation_facts
+from synth_common.evaluation.classifier import classifier_name
 from synth_common.evaluation.config import EvaluationConfig, Tell, quiet
-from synth_common.evaluation.resampling import bootstrap_weights, percentile_interval
+from synth_common.evaluation.fairness import fairness_facts
+from synth_common.evaluation.resampling import draw_again, percentile_interval
+from synth_common.evaluation.trials import (
+    Trial,
+    drawn_balanced_accuracy,
+    recall_per_class,
+    run_trials,
+)
 from synth_common.facts import Fact
-from synth_common.images.imageset import ImageSet, concatenate
-from synth_common.randomness import derive_seed, numpy_stream
+from synth_common.images.imageset import ImageSet
+from synth_common.randomness import numpy_stream
 
 Array = npt.NDArray[np.float64]
-Setting = Literal["synthetic", "real", "both"]
 
 _SOURCE = "synth_common.evaluation.utility.evaluate_utility"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Predictions of one setting's classifiers on the real test images.
-
-    Attributes:
-        trained_on: The setting.
-        n_train: Images the classifiers were trained on.
-        probabilities: (S, N, K), class probabilities of S classifiers (one per seed).
-    """
-
-    trained_on: Setting
-    n_train: int
-    probabilities: Array
 
 
 def evaluate_utility(
@@ -62,52 +50,24 @@ def evaluate_utility(
 
     Returns:
         One ``utility.classification`` fact per setting over the whole holdout (site None)
-        and, where ``holdout.sites`` is given, one per setting and site.
+        and, where ``holdout.sites`` is given, one per setting and site; one ``fairness.group``
+        fact per setting and group of people; one ``utility.augmentation`` fact per share of
+        ``config.augmentation_shares``, with and without synthetic images.
 
     Raises:
         DataError: One of the sets is empty.
     """
-    for name, images in (("train", train), ("holdout", holdout), ("synthetic", synthetic)):
-        if not len(images):
-            raise DataError(f"{name} has no images; utility needs images to train and test on")
-    bare = [ImageSet(s.images, s.labels, s.class_names) for s in (synthetic, train)]
-    sources: dict[Setting, ImageSet] = {
-        "synthetic": bare[0],
-        "real": bare[1],
-        "both": concatenate(bare),
-    }
+    trials = run_trials(train, holdout, synthetic, config, seed, tell)
     places: list[str | None] = [None]
     if holdout.sites is not None:
         places += [str(name) for name in np.unique(holdout.sites)]
-    facts = []
-    for setting, images in sources.items():
-        tell(f"classifiers trained on {describe(setting)}")
-        trial = _run_trial(setting, images, holdout, config, seed)
-        facts += [_fact(trial, holdout, place, config, seed) for place in places]
-    return facts
-
-
-def describe(setting: Setting) -> str:
-    """What a setting trains on, in words."""
-    return "both kinds of images" if setting == "both" else f"{setting} images"
-
-
-def _run_trial(
-    setting: Setting, images: ImageSet, holdout: ImageSet, config: EvaluationConfig, seed: int
-) -> Trial:
-    """Train one classifier per seed and keep what each says of the test images."""
-    probabilities = [
-        train_classifier(
-            images,
-            config.classifier_steps,
-            config.classifier_batch,
-            # The same seeds for every setting, so that settings differ in their images only.
-            derive_seed(seed, "utility", repeat),
-            config.classifier_width,
-        ).probabilities(holdout.images)
-        for repeat in range(config.utility_seeds)
+    facts = [
+        _fact(trial, holdout, place, config, seed) for trial in trials.values() for place in places
     ]
-    return Trial(setting, len(images), np.stack(probabilities))
+    facts += fairness_facts(list(trials.values()), holdout, config, seed)
+    if config.augmentation_shares:
+        facts += augmentation_facts((train, holdout, synthetic), trials, config, seed, tell)
+    return facts
 
 
 def _fact(
@@ -118,7 +78,7 @@ def _fact(
     if site is not None and holdout.sites is not None:
         here = np.flatnonzero(holdout.sites == site)
         part, probabilities = holdout.subset(here), probabilities[:, here]
-    correct = (probabilities.argmax(axis=2) == part.labels).astype(np.float64)
+    correct = Trial(trial.trained_on, trial.n_train, probabilities).correct(part.labels)
     recalls = recall_per_class(correct.mean(axis=0)[None], part.labels, np.ones((1, len(part))))[0]
     present = [part.class_names[c] for c in np.unique(part.labels)]
     rng = numpy_stream(seed, "utility", "bootstrap", site or "")
@@ -149,20 +109,6 @@ def _fact(
     )
 
 
-def recall_per_class(correct: Array, labels: npt.NDArray[np.int64], weights: Array) -> Array:
-    """Weighted recall of every class present: (B, N) or (1, N), (N,), (B, N) to (B, classes).
-
-    A resample that misses a class gives nan there.
-    """
-    columns = []
-    for label in np.unique(labels):
-        mine = labels == label
-        total = weights[:, mine].sum(axis=1)
-        hit = (weights[:, mine] * correct[:, mine]).sum(axis=1)
-        columns.append(np.divide(hit, total, out=np.full(len(total), np.nan), where=total > 0))
-    return np.stack(columns, axis=1)
-
-
 def balanced_accuracy_interval(
     correct: Array,
     labels: npt.NDArray[np.int64],
@@ -179,13 +125,8 @@ def balanced_accuracy_interval(
         resamples: Number of resamples.
         rng: Source of the draws.
     """
-    weights = bootstrap_weights(units, resamples, rng)
-    repeats = len(correct)
-    seeds = rng.multinomial(repeats, np.full(repeats, 1 / repeats), size=resamples) / repeats
-    recalls = recall_per_class(seeds @ correct, labels, weights)
-    # A class that a resample misses is left out of that resample's mean.
-    seen = ~np.isnan(recalls)
-    return percentile_interval(np.where(seen, recalls, 0.0).sum(axis=1) / seen.sum(axis=1))
+    draws = draw_again(units, len(correct), resamples, rng)
+    return percentile_interval(drawn_balanced_accuracy(correct, labels, draws))
 
 
 def macro_auc(probabilities: Array, labels: npt.NDArray[np.int64]) -> float | None:

@@ -17,6 +17,7 @@ from pydantic import Field
 from synth_common.errors import DataError
 from synth_common.images.imageset import ImageSet
 from synth_common.images.labels import LEFT_OUT, LabelRule
+from synth_common.images.people import age_column, sex_column
 from synth_common.images.preprocess import (
     Collected,
     Reason,
@@ -30,7 +31,17 @@ from synth_common.plan import StrictModel
 
 _FORMATS = ("PNG", "JPEG")
 _METADATA = "metadata.csv"
-_KNOWN_COLUMNS = ("file_name", "label", "patient_id", "mask", "site", "split")
+_KNOWN_COLUMNS = (
+    "file_name",
+    "label",
+    "patient_id",
+    "mask",
+    "second_mask",
+    "site",
+    "split",
+    "sex",
+    "age",
+)
 _MAX_PIXELS = 64_000_000
 _MIN_SIDE = 8  # pixels; below, there is nothing to see
 _MAX_ASPECT = 5  # longer side over shorter; beyond, it is a strip and not an image
@@ -40,8 +51,8 @@ class FolderSource(StrictModel):
     """PNG and JPEG files, one sub-folder per class.
 
     An optional ``metadata.csv`` in the folder has the column ``file_name`` (relative to
-    the folder) and any of ``label``, ``patient_id``, ``mask``, ``site`` and ``split``;
-    with it, only the files it lists are taken.
+    the folder) and any of ``label``, ``patient_id``, ``mask``, ``second_mask``, ``site``,
+    ``split``, ``sex`` and ``age``; with it, only the files it lists are taken.
 
     Attributes:
         name: How sites and reports call the source.
@@ -79,6 +90,9 @@ class _Entry:
     mask: Path | None = None
     site: str | None = None
     split: str | None = None
+    second_mask: Path | None = None
+    sex: str | None = None
+    age: str | None = None
     reason: Reason | None = None
 
 
@@ -88,6 +102,7 @@ class _Accepted:
 
     images: list[npt.NDArray[np.float32]] = field(default_factory=list)
     masks: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    second_masks: list[npt.NDArray[np.uint8]] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
     entries: list[_Entry] = field(default_factory=list)
 
@@ -134,7 +149,7 @@ def load_folder(source: FolderSource, target: Target, path: Path) -> Collected:
             _accept(accepted, entry, int(code), target)
         except _SetAsideError as refusal:
             set_aside.append(refusal.reason)
-    return Collected(_image_set(accepted, target), len(entries), tuple(set_aside))
+    return Collected(_image_set(accepted, target, where), len(entries), tuple(set_aside))
 
 
 def _accept(accepted: _Accepted, entry: _Entry, code: int, target: Target) -> None:
@@ -149,7 +164,11 @@ def _accept(accepted: _Accepted, entry: _Entry, code: int, target: Target) -> No
     if constant_images(raw)[0]:
         raise _SetAsideError("constant")
     if target.with_mask:
-        accepted.masks.append(_open_mask(entry.mask, raw.shape[1:3], target.size))
+        mask = _open_mask(entry.mask, raw.shape[1:3], target.size)
+        if entry.second_mask is not None:
+            second = _open_mask(entry.second_mask, raw.shape[1:3], target.size)
+            accepted.second_masks.append(second)
+        accepted.masks.append(mask)
     accepted.images.append(preprocess_images(raw, target, "images")[0])
     accepted.codes.append(code)
     accepted.entries.append(entry)
@@ -214,7 +233,7 @@ def _open_mask(file: Path | None, shape: tuple[int, ...], size: int) -> npt.NDAr
     return np.asarray(preprocess_masks(raw[None], size)[0])
 
 
-def _image_set(accepted: _Accepted, target: Target) -> ImageSet:
+def _image_set(accepted: _Accepted, target: Target, where: str) -> ImageSet:
     """Stack the accepted images; a column survives if every entry has it."""
     n, size = len(accepted.images), target.size
 
@@ -226,6 +245,8 @@ def _image_set(accepted: _Accepted, target: Target) -> ImageSet:
     masks = None
     if target.with_mask:
         masks = np.stack(accepted.masks) if n else np.empty((0, size, size), dtype=np.uint8)
+    second = accepted.second_masks
+    sexes, ages = column("sex"), column("age")
     return ImageSet(
         images=np.stack(accepted.images) if n else empty,
         labels=np.array(accepted.codes, dtype=np.int64),
@@ -234,6 +255,9 @@ def _image_set(accepted: _Accepted, target: Target) -> ImageSet:
         masks=masks,
         sites=column("site"),
         splits=column("split"),
+        second_masks=np.stack(second) if n and len(second) == n else None,
+        sexes=None if sexes is None else sex_column(sexes, where),
+        ages=None if ages is None else age_column(ages, where),
     )
 
 
@@ -276,7 +300,7 @@ def _from_metadata(
         twice = next(f for f in files if files.count(f) > 1)
         raise DataError(f"{where}: {_METADATA} lists {twice.relative_to(path.resolve())} twice")
     # Files nobody listed are counted, so that a forgotten row is seen in the report.
-    listed = set(files) | {e.mask for e in entries if e.mask is not None}
+    listed = {f for e in entries for f in (e.file, e.mask, e.second_mask) if f is not None}
     label = entries[0].label if entries else ""
     for _, file in _class_files(path.resolve()):
         if file not in listed and file.suffix.lower() in (".png", ".jpg", ".jpeg"):
@@ -300,7 +324,7 @@ def _from_row(path: Path, row: dict[str, str], where: str, single_class: str | N
     label = row.get("label") or (folder if rest else "") or single_class
     if not label:
         raise DataError(f"{where}: {_METADATA} gives a file without sub-folder no label")
-    mask = row.get("mask")
+    mask, second = row.get("mask"), row.get("second_mask")
     return _Entry(
         file=file,
         label=label.strip(),
@@ -308,6 +332,9 @@ def _from_row(path: Path, row: dict[str, str], where: str, single_class: str | N
         mask=_inside(path, mask, where) if mask else None,
         site=row.get("site"),
         split=row.get("split"),
+        second_mask=_inside(path, second, where) if second else None,
+        sex=row.get("sex"),
+        age=row.get("age"),
     )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from synth_common.errors import DataError
+
+_COLUMNS = ("patient_ids", "masks", "second_masks", "sites", "splits", "sexes", "ages")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class ImageSet:
         sites: str, (N,): the hospital column of the source; None where it has none.
         splits: str, (N,): the source's own split ("train", "val", "test"); None
             where it has none.
+        second_masks: uint8, (N, H, W), values {0, 1}: what a second observer drew; None
+            where there was none. Only the evaluation looks at it, as a human ceiling.
+        sexes: str, (N,), ``female``, ``male``, ``other`` or ``unknown``; None where the
+            source does not record it. Only the fairness of the evaluation looks at it.
+        ages: float64, (N,), years, nan where unknown; likewise.
     """
 
     images: npt.NDArray[np.float32]
@@ -34,6 +42,9 @@ class ImageSet:
     masks: npt.NDArray[np.uint8] | None = None
     sites: npt.NDArray[np.str_] | None = None
     splits: npt.NDArray[np.str_] | None = None
+    second_masks: npt.NDArray[np.uint8] | None = None
+    sexes: npt.NDArray[np.str_] | None = None
+    ages: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         """Refuse shapes, types and ranges other than the documented ones (DataError)."""
@@ -54,12 +65,11 @@ class ImageSet:
                 f"labels run from {self.labels.min()} to {self.labels.max()}; "
                 f"{len(self.class_names)} classes allow 0 to {len(self.class_names) - 1}"
             )
-        if self.masks is not None and self.masks.shape != (n, *shape[2:]):
-            raise DataError(f"masks have shape {self.masks.shape}; expected {(n, *shape[2:])}")
-        for name in ("patient_ids", "sites", "splits"):
+        for name in _COLUMNS:
             column = getattr(self, name)
-            if column is not None and column.shape != (n,):
-                raise DataError(f"{name} has shape {column.shape}; expected ({n},)")
+            expected = (n, *shape[2:]) if name.endswith("masks") else (n,)
+            if column is not None and column.shape != expected:
+                raise DataError(f"{name} has shape {column.shape}; expected {expected}")
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -87,19 +97,9 @@ class ImageSet:
 
     def subset(self, index: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> ImageSet:
         """The images at ``index`` (positions or a mask), in that order."""
-
-        def take(column: npt.NDArray[np.str_] | None) -> npt.NDArray[np.str_] | None:
-            return None if column is None else column[index]
-
-        return replace(
-            self,
-            images=self.images[index],
-            labels=self.labels[index],
-            patient_ids=take(self.patient_ids),
-            masks=None if self.masks is None else self.masks[index],
-            sites=take(self.sites),
-            splits=take(self.splits),
-        )
+        there = {name: getattr(self, name) for name in _COLUMNS}
+        columns = {name: column[index] for name, column in there.items() if column is not None}
+        return replace(self, images=self.images[index], labels=self.labels[index], **columns)
 
 
 def concatenate(sets: Sequence[ImageSet]) -> ImageSet:
@@ -122,17 +122,13 @@ def concatenate(sets: Sequence[ImageSet]) -> ImageSet:
                 f"with {other.class_names} at {other.channels}x{other.size} px"
             )
 
-    def join(name: str) -> npt.NDArray[np.str_] | None:
+    def join(name: str) -> Any:
         columns = [getattr(s, name) for s in sets]
         return None if any(c is None for c in columns) else np.concatenate(columns)
 
-    masks = [s.masks for s in sets if s.masks is not None]
     return ImageSet(
         images=np.concatenate([s.images for s in sets]),
         labels=np.concatenate([s.labels for s in sets]),
         class_names=first.class_names,
-        patient_ids=join("patient_ids"),
-        masks=np.concatenate(masks) if len(masks) == len(sets) else None,
-        sites=join("sites"),
-        splits=join("splits"),
+        **{name: join(name) for name in _COLUMNS},
     )

@@ -16,6 +16,7 @@ from pydantic import Field
 from synth_common.errors import DataError
 from synth_common.images.imageset import ImageSet
 from synth_common.images.labels import LEFT_OUT, LabelRule
+from synth_common.images.people import age_column, sex_column
 from synth_common.images.preprocess import (
     Collected,
     Reason,
@@ -28,7 +29,7 @@ from synth_common.images.preprocess import (
 from synth_common.plan import StrictModel
 
 _LAYOUTS = (
-    "images, labels [, patient_ids, masks, split]",
+    "images, labels [, patient_ids, masks, second_masks, split, sex, age]",
     "train_images, train_labels [, val_images, val_labels, test_images, test_labels]",
     "x_train, y_train [, x_test, y_test]",
 )
@@ -47,8 +48,8 @@ class NpzSource(StrictModel):
         label_map: Source class -> canonical class, for names that differ.
         leave_out: Source classes whose images are set aside.
         splits: Which of the file's own splits to take; None takes all.
-        image_key, mask_key, patient_key, split_key, label_key: Keys of the columns, where the
-            file calls them otherwise (own layout only).
+        image_key, mask_key, second_mask_key, patient_key, split_key, label_key, sex_key, age_key:
+            Keys of the columns, where the file calls them otherwise (own layout only).
         single_class: Every image has this class; the file needs no labels.
         site_key: Key of a hospital column (own layout only). A row of several numbers, such
             as an image's original height and width, is read as one text: ``256x320``.
@@ -65,9 +66,12 @@ class NpzSource(StrictModel):
     splits: tuple[str, ...] | None = None
     image_key: str = "images"
     mask_key: str = "masks"
+    second_mask_key: str = "second_masks"
     patient_key: str = "patient_ids"
     split_key: str = "split"
     label_key: str = "labels"
+    sex_key: str = "sex"
+    age_key: str = "age"
     single_class: str | None = None
     site_key: str | None = None
     site_names: tuple[str, ...] = ()
@@ -84,6 +88,9 @@ class _Columns:
     masks: npt.NDArray[Any] | None = None
     sites: npt.NDArray[Any] | None = None
     splits: npt.NDArray[Any] | None = None
+    second_masks: npt.NDArray[Any] | None = None
+    sexes: npt.NDArray[Any] | None = None
+    ages: npt.NDArray[Any] | None = None
 
     def rows(self, index: npt.NDArray[np.bool_]) -> _Columns:
         """The rows at ``index``."""
@@ -137,13 +144,15 @@ def _image_set(
     where: str,
 ) -> ImageSet:
     """Preprocess accepted rows."""
-    masks = None
+    masks = second = None
     if target.with_mask:
         if columns.masks is None:
             raise DataError(
                 f"{where}: has no key {source.mask_key!r}, but generator.with_mask is true"
             )
         masks = preprocess_masks(columns.masks, target.size)
+        if columns.second_masks is not None:
+            second = preprocess_masks(columns.second_masks, target.size)
     return ImageSet(
         images=preprocess_images(columns.images, target, f"{where}: images"),
         labels=codes,
@@ -154,6 +163,9 @@ def _image_set(
         if columns.sites is None
         else _named(columns.sites, source.site_names, f"{where}: {source.site_key}", "site_names"),
         splits=None if columns.splits is None else text_column(columns.splits),
+        second_masks=second,
+        sexes=None if columns.sexes is None else sex_column(columns.sexes, where),
+        ages=None if columns.ages is None else age_column(columns.ages, where),
     )
 
 
@@ -248,6 +260,9 @@ def _read_own(archive: _Archive, source: NpzSource) -> _Columns:
         masks=_column(archive, source, "mask_key"),
         sites=None if source.site_key is None else _joined(archive.get(source.site_key)),
         splits=_column(archive, source, "split_key"),
+        second_masks=_column(archive, source, "second_mask_key"),
+        sexes=_column(archive, source, "sex_key"),
+        ages=_column(archive, source, "age_key"),
     )
 
 
@@ -295,7 +310,16 @@ def _shaped(images: npt.NDArray[Any], where: str) -> npt.NDArray[Any]:
 def _check_lengths(columns: _Columns, where: str) -> None:
     """Every column has one row per image."""
     n = len(_shaped(columns.images, where))
-    for name in ("labels", "patient_ids", "masks", "sites", "splits"):
+    for name in (
+        "labels",
+        "patient_ids",
+        "masks",
+        "second_masks",
+        "sites",
+        "splits",
+        "sexes",
+        "ages",
+    ):
         column = getattr(columns, name)
         if column is not None and len(column) != n:
             raise DataError(f"{where}: {name} has {len(column)} rows for {n} images")

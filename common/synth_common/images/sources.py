@@ -17,6 +17,7 @@ from synth_common.images.imageset import ImageSet
 from synth_common.images.npz import NpzSource, load_npz
 from synth_common.images.phantom import PhantomSource, load_phantom
 from synth_common.images.preprocess import Collected, Target
+from synth_common.images.tiles import TilesSource, load_tiles
 
 __all__ = [
     "FolderSource",
@@ -25,10 +26,13 @@ __all__ = [
     "NpzSource",
     "PhantomSource",
     "SourceConfig",
+    "TilesSource",
     "load_source",
 ]
 
-SourceConfig = Annotated[PhantomSource | NpzSource | FolderSource, Field(discriminator="kind")]
+SourceConfig = Annotated[
+    PhantomSource | NpzSource | FolderSource | TilesSource, Field(discriminator="kind")
+]
 """Any source; ``kind`` says which."""
 
 
@@ -73,7 +77,9 @@ class Intake:
 
 
 def load_source(
-    config: PhantomSource | NpzSource | FolderSource, target: Target, root: Path | None
+    config: PhantomSource | NpzSource | FolderSource | TilesSource,
+    target: Target,
+    root: Path | None,
 ) -> Intake:
     """Load, preprocess and check the images of one source.
 
@@ -109,7 +115,9 @@ def load_source(
 
 
 def _collect(
-    config: PhantomSource | NpzSource | FolderSource, target: Target, root: Path | None
+    config: PhantomSource | NpzSource | FolderSource | TilesSource,
+    target: Target,
+    root: Path | None,
 ) -> Collected:
     """Call the loader of the source's kind."""
     if isinstance(config, PhantomSource):
@@ -124,4 +132,6 @@ def _collect(
         path = root / path
     if isinstance(config, NpzSource):
         return load_npz(config, target, path)
+    if isinstance(config, TilesSource):
+        return load_tiles(config, target, path)
     return load_folder(config, target, path)

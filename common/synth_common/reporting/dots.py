@@ -32,8 +32,15 @@ _Where = tuple[str, str]  # what a panel shows (a metric, an attack) and by whic
 
 
 @dataclass(frozen=True)
-class _Dot:
-    """A number on a row, in a series, with its interval where it has one."""
+class Dot:
+    """A number on a row, in a series, with its interval where it has one.
+
+    Attributes:
+        row: What the row is called.
+        series: What the dot stands for, in the legend.
+        value: Where it lies.
+        interval: Ends of its interval.
+    """
 
     row: str
     series: str
@@ -47,7 +54,7 @@ def utility_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
     Args:
         records: ``report["utility"]["classification"]``.
     """
-    return _by_training(records, "utility", "balanced_accuracy", "Balanced accuracy")
+    return by_training(records, "utility", "balanced_accuracy", "Balanced accuracy")
 
 
 def segmentation_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
@@ -56,19 +63,20 @@ def segmentation_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
     Args:
         records: ``report["utility"]["segmentation"]``.
     """
-    return _by_training(records, "segmentation", "dice", "Dice")
+    return by_training(records, "segmentation", "dice", "Dice")
 
 
-def _by_training(
+def by_training(
     records: Sequence[Mapping[str, Any]], name: str, score: str, title: str
 ) -> Plot | None:
     """A score with its interval, by what was trained on."""
+    records = [r for r in records if "trained_at" not in r]  # those trained at one site: the table
     many = len({r["site"] for r in records}) > MANY
     dots = [
         dot
         for record in records
         if (
-            dot := _dot(
+            dot := dot_of(
                 *_place(
                     record, TRAINED_ON.get(record["trained_on"], str(record["trained_on"])), many
                 ),
@@ -83,7 +91,7 @@ def _by_training(
             for r in records
         ]
     )
-    return _one_panel(name, alt, dots, f"{title} (1 is perfect)")
+    return one_panel(name, alt, dots, f"{title} (1 is perfect)")
 
 
 def membership_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
@@ -98,7 +106,7 @@ def membership_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
         "Control": ("control_auc", "control_interval"),
     }
     sites = {r["site"] for r in records}
-    panels: dict[_Where, list[_Dot]] = {}
+    panels: dict[_Where, list[Dot]] = {}
     for record in records:
         where = (str(record["attack"]), str(record["encoder"]))
         for kind, (value, span) in kinds.items():
@@ -107,7 +115,7 @@ def membership_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
                 place = (kind, series)
             else:
                 place = (record["site"] or POOLED, kind)
-            dot = _dot(*place, record[value], record[span])
+            dot = dot_of(*place, record[value], record[span])
             if dot:
                 panels.setdefault(where, []).append(dot)
     alt = "Membership attacks, AUC (0.5 is guessing): " + listed(
@@ -130,12 +138,12 @@ def quality_plot(metrics: Sequence[Mapping[str, Any]], name: str = "quality") ->
     Returns:
         The plot, or None without numbers.
     """
-    panels: dict[_Where, list[_Dot]] = {}
+    panels: dict[_Where, list[Dot]] = {}
     many = len({m["site"] for m in metrics}) > MANY
     for record in metrics:
         where = (record["metric"], str(record["encoder"]))
         for series, value in (("Synthetic v real", "value"), ("Floor: real v real", "floor")):
-            dot = _dot(*_place(record, series, many), record[value], record.get("interval"))
+            dot = dot_of(*_place(record, series, many), record[value], record.get("interval"))
             if dot:
                 dot = dot if value == "value" else replace(dot, interval=None)
                 panels.setdefault(where, []).append(dot)
@@ -162,18 +170,18 @@ def _place(record: Mapping[str, Any], series: str, many: bool) -> tuple[str, str
     return (site or POOLED), series
 
 
-def _dot(row: str, series: str, value: Any, span: Any) -> _Dot | None:
+def dot_of(row: str, series: str, value: Any, span: Any) -> Dot | None:
     """A dot, or None where no number was recorded."""
     plain = number(value)
     if plain is None:
         return None
     ends = [number(end) for end in span] if isinstance(span, list) and len(span) == 2 else []
     if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
-        return _Dot(row, series, plain, (ends[0], ends[1]))
-    return _Dot(row, series, plain)
+        return Dot(row, series, plain, (ends[0], ends[1]))
+    return Dot(row, series, plain)
 
 
-def _paint(axes: Axes, dots: Sequence[_Dot], rows: Sequence[str], series: Sequence[str]) -> None:
+def _paint(axes: Axes, dots: Sequence[Dot], rows: Sequence[str], series: Sequence[str]) -> None:
     """Dots on their rows, top row first; the series of a row side by side."""
     for dot in dots:
         order = series.index(dot.series)
@@ -201,12 +209,12 @@ def _style(series: str, order: int) -> dict[str, Any]:
     return {**series_style(order), "linestyle": "none", "alpha": 0.9}
 
 
-def _orders(dots: Sequence[_Dot]) -> tuple[list[str], list[str]]:
+def _orders(dots: Sequence[Dot]) -> tuple[list[str], list[str]]:
     """Rows and series in order of first appearance."""
     return list(dict.fromkeys(d.row for d in dots)), list(dict.fromkeys(d.series for d in dots))
 
 
-def _one_panel(name: str, alt: str, dots: Sequence[_Dot], xlabel: str) -> Plot | None:
+def one_panel(name: str, alt: str, dots: Sequence[Dot], xlabel: str) -> Plot | None:
     """A dot plot of one panel; None without dots."""
     if not dots:
         return None
@@ -224,7 +232,7 @@ def _one_panel(name: str, alt: str, dots: Sequence[_Dot], xlabel: str) -> Plot |
 def _panels(
     name: str,
     alt: str,
-    panels: Mapping[_Where, Sequence[_Dot]],
+    panels: Mapping[_Where, Sequence[Dot]],
     titles: Mapping[_Where, str],
     reference: float | None,
 ) -> Plot | None:

@@ -76,11 +76,21 @@ UTILITY_DETAIL: Final = (
     "test_patients",
     "classifier",
 )
-SEGMENTATION: Final = ("dice", "dice_nonempty", "ratio_to_real")
+SEGMENTATION: Final = (
+    "dice",
+    "dice_nonempty",
+    "ratio_to_real",
+    "surface_distance",
+    "hausdorff_95",
+)
 SEGMENTATION_DETAIL: Final = (
     "trained_on",
     "interval",
     "ratio_interval",
+    "surface_interval",
+    "hausdorff_interval",
+    "distance_unit",
+    "missed",
     "seeds",
     "n_train",
     "n_test",
@@ -88,6 +98,48 @@ SEGMENTATION_DETAIL: Final = (
     "test_patients",
     "segmenter",
     "per_class",
+)
+ANOMALY: Final = ("auroc", "per_class")
+ANOMALY_DETAIL: Final = (
+    "trained_on",
+    "interval",
+    "seeds",
+    "n_train",
+    "n_normal",
+    "n_other",
+    "test_patients",
+    "normal",
+    "detector",
+)
+AUGMENTATION: Final = ("balanced_accuracy", "gain")
+AUGMENTATION_DETAIL: Final = (
+    "share",
+    "trained_on",
+    "interval",
+    "gain_interval",
+    "seeds",
+    "n_real",
+    "train_patients",
+    "of_patients",
+    "n_synthetic",
+    "n_test",
+    "test_patients",
+    "classifier",
+)
+FAIRNESS: Final = ("score", "gap_to_real")
+FAIRNESS_DETAIL: Final = (
+    "dimension",
+    "group",
+    "trained_on",
+    "measure",
+    "interval",
+    "gap_interval",
+    "seeds",
+    "n_test",
+    "test_patients",
+    "classes",
+    "smallest",
+    "suppressed",
 )
 ATTACK: Final = (
     "attack",

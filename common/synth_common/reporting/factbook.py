@@ -19,7 +19,17 @@ POOLED: Final = "All hospitals pooled"
 """What a report calls the site None."""
 
 # What tells two facts of one name, site and round apart.
-_DISTINGUISHING = ("phase", "encoder", "trained_on", "source", "classifier")
+_DISTINGUISHING = (
+    "phase",
+    "encoder",
+    "trained_on",
+    "source",
+    "classifier",
+    "dimension",
+    "group",
+    "share",
+    "trained_at",
+)
 _BY_VALUE = {"training.warning", "samples.grid", "samples.traversal"}
 _BY_FIELD = {
     "membership.attack": ("attack",),

@@ -11,10 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from synth_common.reporting import dots, numbers, plots, summary
+from synth_common.reporting import dots, groups, numbers, plots, summary
 from synth_common.reporting.factbook import MISSING, POOLED, site_order
 from synth_common.reporting.words import GLOSSARY, METRICS, TRAINED_ON, metric_title
 
+_EACH_ITS_OWN = "each hospital's own"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -44,8 +45,12 @@ def render_report(report: Mapping[str, Any], run_dir: Path) -> str:
                 "health": plots.health_plot(report["training"]["health"]),
                 "utility": dots.utility_plot(report["utility"]["classification"]),
                 "segmentation": dots.segmentation_plot(report["utility"]["segmentation"]),
+                "anomaly": groups.anomaly_plot(report["utility"]["anomaly"]),
+                "augmentation": groups.augmentation_plot(report["utility"]["augmentation"]),
+                "fairness": groups.fairness_plot(report["fairness"]["groups"]),
                 "membership": dots.membership_plot(report["membership"]["attacks"]),
             },
+            fairness_tables=groups.fairness_tables(report["fairness"]["groups"]),
             **_round_tables(report),
             failed={(f["site"], f["round"]): f["code"] for f in report["federation"]["failures"]},
             quality_groups=_quality_groups(report["quality"]["metrics"]),
@@ -168,11 +173,16 @@ def _over_rounds(values: Iterable[tuple[str, int | None, Any]], completed: Any) 
 def _quality_groups(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A plot and a matrix of sites against metrics for each encoder.
 
-    Encoders of one metric only share the last group, whose columns name them.
+    Encoders of one metric only share the last group, whose columns name them; where every
+    hospital has its own (the Inception Score's classifier), its rows do.
     """
     used: dict[Any, dict[str, None]] = {}
     for record in metrics:
         used.setdefault(record["encoder"], {})[record["metric"]] = None
+    alone: dict[str, set[Any]] = {}
+    for record in metrics:
+        if len(used[record["encoder"]]) == 1:
+            alone.setdefault(record["metric"], set()).add(record["encoder"])
     groups: dict[str, dict[str, Any]] = {}
     for record in sorted(metrics, key=lambda m: len(used[m["encoder"]]) == 1):
         own = len(used[record["encoder"]]) > 1
@@ -180,8 +190,9 @@ def _quality_groups(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
         group = groups.setdefault(
             name, {"name": name, "own": own, "records": [], "columns": {}, "rows": {}}
         )
-        column = (record["metric"], record["encoder"])
-        group["records"].append(record)
+        metric, encoder = record["metric"], record["encoder"]
+        column = (metric, encoder if own or len(alone[metric]) == 1 else _EACH_ITS_OWN)
+        group["records"].append({**record, "encoder": column[1]})
         group["columns"][column] = record["better"]
         group["rows"].setdefault(record["site"], {})[column] = record
     for number, group in enumerate(groups.values(), start=1):

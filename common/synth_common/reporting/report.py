@@ -14,9 +14,15 @@ from typing import Any
 
 from synth_common.facts import Fact, read_facts
 from synth_common.reporting.expected import (
+    ANOMALY,
+    ANOMALY_DETAIL,
     ATTACK,
     ATTACK_DETAIL,
+    AUGMENTATION,
+    AUGMENTATION_DETAIL,
     ELBO,
+    FAIRNESS,
+    FAIRNESS_DETAIL,
     GENERATOR,
     INTAKE,
     METRIC_DETAIL,
@@ -40,6 +46,12 @@ from synth_common.reporting.files import replace_text
 from synth_common.reporting.notices import notices
 
 FORMAT = "synthward-report/1"
+_UTILITY = {
+    "classification": (UTILITY, UTILITY_DETAIL),
+    "segmentation": (SEGMENTATION, SEGMENTATION_DETAIL),
+    "anomaly": (ANOMALY, ANOMALY_DETAIL),
+    "augmentation": (AUGMENTATION, AUGMENTATION_DETAIL),
+}
 
 
 def build_report(facts: Iterable[Fact]) -> dict[str, Any]:
@@ -67,13 +79,11 @@ def build_report(facts: Iterable[Fact]) -> dict[str, Any]:
         "federation": _federation(book),
         "quality": _quality(book),
         "utility": {
-            "classification": [
-                _record(f, UTILITY, UTILITY_DETAIL) for f in book.all("utility.classification")
-            ],
-            "segmentation": [
-                _record(f, SEGMENTATION, SEGMENTATION_DETAIL)
-                for f in book.all("utility.segmentation")
-            ],
+            name: [_record(f, *expected) for f in book.all(f"utility.{name}")]
+            for name, expected in _UTILITY.items()
+        },
+        "fairness": {
+            "groups": [_record(f, FAIRNESS, FAIRNESS_DETAIL) for f in book.all("fairness.group")]
         },
         "membership": {
             "attacks": [_record(f, ATTACK, ATTACK_DETAIL) for f in book.all("membership.attack")]

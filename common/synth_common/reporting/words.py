@@ -15,6 +15,7 @@ TRAINED_ON: Final[Mapping[str, str]] = {
     "real": "Trained on real",
     "synthetic": "Trained on synthetic",
     "both": "Trained on both",
+    "second observer": "Second observer",
 }
 
 METRICS: Final[Mapping[str, tuple[str, str]]] = {
@@ -76,6 +77,12 @@ GLOSSARY: Final[Mapping[str, str]] = {
     "different encoders cannot be compared with each other.",
     "Balanced accuracy": "Share of correct answers, averaged over the classes so that a common "
     "class does not dominate. With two classes, guessing gives 0.5.",
+    "Second observer": "Another person who drew the same structures. How far two people agree is "
+    "what a segmenter can sensibly be asked for.",
+    "Surface distance": "How far, on average, the outline that was found lies from the real one, "
+    "in pixels. The 95 % Hausdorff distance is what 95 % of the outline stay within.",
+    "AUROC": "Chance that a picture with a finding gets a higher anomaly score than a normal one. "
+    "0.5 is guessing, 1 is perfect.",
     "Membership attack": "A test that tries to tell from the synthetic images who was in the "
     "training data. An AUC of 0.5 is guessing and 1 finds everyone.",
     "Baseline and control": "The blind baseline attacks without seeing synthetic images, and the "
