@@ -27,8 +27,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from synth_common import keys, wall_clock
-from synth_common.enrolment import SITE_NAME, EnrolmentRequest, PublicKeys
+from synth_common.enrolment import EnrolmentRequest, PublicKeys
 from synth_common.errors import ConfigError, PrivacyError
+from synth_common.plan import SITE_NAME
 from synth_common.privacy.pairwise_masks import public_bytes
 from synth_common.reporting.files import replace_bytes, replace_text
 from synth_common.signed_files import sign_request

@@ -14,11 +14,10 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from synth_client.limits import Limits
-from synth_common.enrolment import SiteName
 from synth_common.errors import ConfigError
 from synth_common.evaluation.config import EvaluationConfig
 from synth_common.images.sources import SourceConfig
-from synth_common.plan import Accountant, Device, StrictModel, Unit
+from synth_common.plan import Accountant, Device, SiteName, StrictModel, Unit
 from synth_common.validation import validate
 
 FILE = "site.toml"

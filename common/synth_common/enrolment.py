@@ -17,10 +17,8 @@ from pydantic import AwareDatetime, BaseModel, Field, field_validator, model_val
 from synth_common.address import parse_address
 from synth_common.errors import ConfigError
 from synth_common.keys import fingerprint, pem_of, read_node_public, read_signing_public
-from synth_common.plan import Plan, StrictModel
+from synth_common.plan import Plan, SiteName, StrictModel
 
-SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
-SiteName = Annotated[str, Field(pattern=SITE_NAME)]
 _Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

@@ -29,6 +29,8 @@ Accountant = Literal["prv", "rdp", "pld"]
 Tune = Literal["all", "last", "adapters"]
 """What DP-SGD trains of a private network that starts from public weights."""
 Device = Literal["auto", "cpu", "cuda"]
+SITE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+SiteName = Annotated[str, Field(pattern=SITE_NAME)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 

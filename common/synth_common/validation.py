@@ -51,19 +51,25 @@ _WORDS = {
 """What pydantic's kinds of error mean, by its own names and with its own values."""
 
 
-def validate(model: type[_Model], values: Mapping[str, Any], where: str) -> _Model:
+def validate(
+    model: type[_Model],
+    values: Mapping[str, Any],
+    where: str,
+    context: Mapping[str, Any] | None = None,
+) -> _Model:
     """Build a configuration model; a refusal names every bad key, its value and what is possible.
 
     Args:
         model: The model.
         values: Its values, as a file or a command line gave them.
         where: What the values are; begins the message.
+        context: What the model's own validators need to know, as pydantic passes it on.
 
     Raises:
         ConfigError: With one sentence per problem.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=context)
     except ValidationError as err:
         raise ConfigError(f"{where}: " + "; ".join(_problems(model, values, err))) from err
 

@@ -17,10 +17,10 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, Field, ValidationError
 
 from synth_common import wall_clock
-from synth_common.enrolment import PublicKeys, SiteName, Verdict, readable
+from synth_common.enrolment import PublicKeys, Verdict, readable
 from synth_common.errors import EnrolmentError
 from synth_common.keys import fingerprint, require_closed
-from synth_common.plan import StrictModel
+from synth_common.plan import SiteName, StrictModel
 from synth_common.reporting.files import replace_text
 from synth_server.settings import ServerFolder
 

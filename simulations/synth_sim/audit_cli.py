@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from synth_common.errors import AuditError
+from synth_common.reporting import ethics_cli
 from synth_common.terminal import guarded
 from synth_sim.cli_options import (
     ScenarioArgument,
@@ -30,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+ethics_cli.add_to(app)
 
 
 @app.callback()
