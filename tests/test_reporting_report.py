@@ -49,6 +49,7 @@ def test_fixture_has_every_fact_of_a_run() -> None:
         "compare.seeds",
         "compare.together",
         "audit.canaries",
+        "release.marking",
     }  # of a comparison and of an audit
     assert {f.name for f in _VARIANTS["whole"]} == set(CATALOGUE) - elsewhere
 

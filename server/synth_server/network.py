@@ -11,6 +11,13 @@ from synth_server.attendance import Sites
 from synth_server.members import Members
 from synth_server.settings import ServerFolder, ServerSettings
 
+LINK = (
+    "TLS with certificates of the federation's own authority; every request is signed with the key "
+    "of an enrolled site and turned away otherwise; sites dial out, and the coordinator listens on "
+    "one port"
+)
+"""What the link is, in words for the record."""
+
 
 @contextmanager
 def open_network(folder: ServerFolder, settings: ServerSettings) -> Iterator[Sites]:

@@ -24,6 +24,11 @@ _BY_VALUE = {"training.warning", "samples.grid", "samples.traversal"}
 _BY_FIELD = {
     "membership.attack": ("attack",),
     "federation.failure": ("code",),
+    "audit.attack": ("view", "attack", "space", "group"),
+    "audit.test": ("test", "space"),
+    "audit.set": ("role",),
+    "audit.untested": ("what",),
+    "audit.gate": ("number",),
     "compare.row": ("generator", "family", "epsilon", "seed"),
     "compare.seeds": ("generator", "epsilon"),
 }

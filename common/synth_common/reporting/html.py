@@ -36,10 +36,8 @@ def render_report(report: Mapping[str, Any], run_dir: Path) -> str:
             badge=summary.badge(report),
             sentences=summary.sentences(report),
             figures=summary.key_figures(report),
-            samples=[{**s, "image": _embedded(run_dir, s["path"])} for s in report["samples"]],
-            traversals=[
-                {**t, "image": _embedded(run_dir, t["path"])} for t in report["traversals"]
-            ],
+            samples=[{**s, "image": embedded(run_dir, s["path"])} for s in report["samples"]],
+            traversals=[{**t, "image": embedded(run_dir, t["path"])} for t in report["traversals"]],
             plots={
                 "epsilon": plots.epsilon_plot(report["privacy"]["sites"]),
                 "losses": plots.losses_plot(report["training"]["losses"]),
@@ -100,7 +98,7 @@ def _style(env: Environment) -> Markup:
     return Markup(env.get_template("style.css").render())
 
 
-def _embedded(run_dir: Path, path: Any) -> str | None:
+def embedded(run_dir: Path, path: Any) -> str | None:
     """A sample grid as a data: URI; None where no such PNG lies inside the run directory."""
     file = (run_dir / str(path)).resolve()
     if not file.is_relative_to(run_dir.resolve()) or not file.is_file():
