@@ -46,7 +46,7 @@ def test_processors_are_counted_over_turns_and_parts_are_not_counted_twice(tmp_p
 
 def test_a_watcher_sees_every_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "_EVERY_S", 0.001)
-    counter = _package(tmp_path, 0, "package-0", 0, 9_999_999)
+    counter = _package(tmp_path, 0, "package-0", 1_000_000, 9_999_999)
     seen = threading.Event()
     with EnergyMeter(accelerator=False, powercap=tmp_path) as meter:
         look = meter.look
@@ -56,11 +56,12 @@ def test_a_watcher_sees_every_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             seen.set()
 
         monkeypatch.setattr(meter, "look", noticed)
-        for microjoules in (8_000_000, 2_000_000):  # 8 joules, then 4 more over the end
-            seen.clear()
-            counter.write_text(str(microjoules))
-            assert seen.wait(20)
-            look()
+        for microjoules in (9_000_000, 3_000_000):  # 8 joules, then 4 more over the end
+            with counter.open("r+") as handle:  # of one length: no reader sees half a number
+                handle.write(str(microjoules))
+            for _ in range(2):  # the second look began after the counter moved
+                seen.clear()
+                assert seen.wait(20)
         assert meter.fact("x", "y").value["cpu_joules"] == 12.0
 
 
