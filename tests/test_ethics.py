@@ -209,6 +209,20 @@ def test_an_audit_fills_the_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [r["value"]["view"] for r in _rows(ethics, "extraction")] == ["model"]
 
 
+def test_tests_of_fairness_fill_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "fairness.group"
+    monkeypatch.setitem(CATALOGUE, name, CATALOGUE.get(name, name))  # type: ignore[call-overload]
+    detail = {"dimension": "sex", "group": "female", "measure": "recall"}
+    facts = [
+        Fact(name, {"score": 0.7}, "site-local", "x", detail={**detail, "trained_on": trained})
+        for trained in ("synthetic", "real")
+    ]
+    rows = [r for r in _rows(_ethics([*run_facts(), *facts]), "bias") if r["fact"] == name]
+    assert [(r["label"], r["value"]) for r in rows] == [
+        ("sex female: recall, trained on synthetic", {"score": 0.7})
+    ]
+
+
 def test_first_screen_and_page(page: str, whole: dict[str, Any], tmp_path: Path) -> None:
     assert faults(page) == []
     text = "".join(parsed(page).text)

@@ -322,10 +322,22 @@ def fairness(record: Record) -> Iterator[Field]:
     )
 
 
+def _group(fact: Fact) -> str:
+    """Whom a fact of fairness speaks of, and what was measured."""
+    told = fact.detail
+    whom = " ".join(str(told[key]) for key in ("dimension", "group") if key in told)
+    how = f"{told['measure']}, trained on {told['trained_on']}" if "measure" in told else ""
+    return ": ".join(part for part in (whom, how) if part) or CATALOGUE[fact.name]
+
+
 def _fairness(record: Record) -> list[Row]:
     """Facts whose name begins with ``fairness.``, or a row that says that there is none."""
     names = [name for name in CATALOGUE if name.startswith("fairness.")]
-    rows = [of_fact(f, CATALOGUE[f.name], "", "measured") for f in record.facts(*names)]
+    rows = [
+        of_fact(f, _group(f), "", "measured")
+        for f in record.facts(*names)
+        if f.detail.get("trained_on") != "real"
+    ]
     return rows or [record.row("Usefulness by sex, age and site", "fairness.")]
 
 
