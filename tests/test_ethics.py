@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
@@ -361,3 +362,20 @@ def test_a_browser_prints_the_page(
     file = tmp_path / "ethics.html"
     file.write_text(page, encoding="utf-8")
     assert pdf.print_pdf(file).read_bytes().startswith(b"%PDF-")
+
+
+def test_weasyprint_prints_the_page_and_fetches_nothing(page: str, tmp_path: Path) -> None:
+    pytest.importorskip("weasyprint", exc_type=(ImportError, OSError))
+    file = tmp_path / "small.html"
+    picture = re.search(r"data:image/png;base64,[^\"]+", page)
+    assert picture is not None
+    file.write_text(f"<html lang=en><title>x</title><img alt=y src='{picture[0]}'></html>")
+    with_picture = pdf._by_weasyprint(file)
+    assert with_picture is not None
+    assert b"/Image" in with_picture
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(base64.b64decode(picture[0].split(",")[1]))
+    file.write_text(f"<html lang=en><title>x</title><img alt=y src='{secret.as_uri()}'></html>")
+    without = pdf._by_weasyprint(file)
+    assert without is not None
+    assert b"/Image" not in without
