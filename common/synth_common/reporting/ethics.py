@@ -18,6 +18,7 @@ from synth_common.facts import Fact
 from synth_common.reporting import ethics_measured as measured
 from synth_common.reporting import ethics_stated as stated
 from synth_common.reporting.clauses import load_clauses
+from synth_common.reporting.ethics_attacks import attacks
 from synth_common.reporting.ethics_input import read_input
 from synth_common.reporting.evidence import Field, Record
 from synth_common.reporting.files import replace_text
@@ -34,7 +35,7 @@ GROUPS: Final[Sequence[tuple[str, str, tuple[Callable[[Record], Iterator[Field]]
     ("generator", "The generator", (measured.generator,)),
     ("privacy", "The promise to a patient", (measured.guarantee,)),
     ("security", "Security", (measured.security,)),
-    ("attacks", "What attacks found", (measured.attacks,)),
+    ("attacks", "What attacks found", (attacks,)),
     ("fairness", "Fairness and expert assessment", (measured.fairness,)),
     ("release", "Release and upkeep", (measured.upkeep, stated.release)),
 )
