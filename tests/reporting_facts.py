@@ -126,6 +126,29 @@ def _course(rounds: int) -> list[Fact]:
         _fact("run.device", {"device": "cpu", "threads": 2, "processor": "x86_64"}),
         _fact("run.rounds", {"planned": rounds, "completed": rounds, "ended": "completed"}),
         _fact("run.resumed", {"at_round": 3}),
+        _fact("run.code", {"version": "0.1.0", "sha256": "c0de" * 16}),
+        _fact("run.weights", "beef" * 16),
+        _fact("run.roles", {"coordinator": "lungs", "sites": list(SITES)}),
+        _fact(
+            "run.energy",
+            {
+                "cpu_joules": 81234.5,
+                "gpu_joules": None,
+                "method": "Processors: RAPL counters of package-0. Accelerators: none was used.",
+                "covers": "training and evaluation; the whole machine",
+                "seconds": 1888.2,
+            },
+        ),
+        _fact("security.link", "TLS with certificates of the federation's own authority"),
+        _fact(
+            "security.egress",
+            {
+                "tensors": "the generator's travelling state, in each of 6 rounds",
+                "statistics": {"label_histogram": "Gaussian release"},
+                "values": ["epsilon", "round"],
+                "refused": ["accuracy", "loss"],
+            },
+        ),
         _fact("plan.digest", plan.digest()),
         _fact("plan.settings", plan.model_dump(mode="json")),
     ]
@@ -135,6 +158,10 @@ def _data(sites: Sequence[str]) -> list[Fact]:
     facts = [
         _fact("data.classes", CLASSES),
         _fact("data.shape", {"size": 64, "channels": 1, "with_mask": True}),
+        _fact(
+            "data.minimisation",
+            {"kept": ["pixels, 64 x 64, grey", "class"], "dropped": ["file names and folders"]},
+        ),
         _fact("data.partition", {"kind": "sources", "holdout": 0.25}),
         _fact(
             "data.licence",

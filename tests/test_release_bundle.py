@@ -69,8 +69,8 @@ def test_a_bundle_holds_the_documented_files(released: Released) -> None:
     found = {p.relative_to(released.bundle).parts[0] for p in released.bundle.rglob("*")}
     assert found == {
         "images", "dicom", "lungs.npz", "croissant.json", "DATASHEET.md", "MODEL_CARD.md",
-        "LICENSE", "report.html", "report.json", "plan.json", "statements", "SHA256SUMS",
-        "release.intoto.jsonl",
+        "LICENSE", "report.html", "report.json", "ethics.html", "ethics.json", "plan.json",
+        "statements", "SHA256SUMS", "release.intoto.jsonl",
     }  # fmt: skip
     assert sorted(p.name for p in released.keys.iterdir()) == [
         "alpha.pub", "beta.pub", "release.pub",

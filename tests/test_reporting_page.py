@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from page_checks import CHROMIUM, browser_faults, faults, parsed
 from reporting_facts import SITES, comparison_facts, run_facts, variants, write_samples
 
 from synth_common.facts import Fact
@@ -23,7 +21,6 @@ from synth_common.reporting.compare_page import render_comparison
 from synth_common.reporting.html import render_report
 from synth_common.reporting.report import build_report
 
-_VOID = {"meta", "img", "br", "hr", "link", "input"}
 # The badge tests cover simulation noise; its page is that of image-unit.
 _PAGES = [*(v for v in variants() if v != "simulation-noise"), "comparison", "empty-comparison"]
 
@@ -42,70 +39,22 @@ def _page(name: str, run_dir: Path) -> str:
     return render_report(build_report(variants()[name]), run_dir)
 
 
-class _Parser(HTMLParser):
-    """Collects tags, attributes and text, and whether every tag is closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.faults: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self.open or self.open.pop() != tag:
-            self.faults.append(f"</{tag}> at {self.getpos()}")
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text.append(data)
-
-
-def _parsed(page: str) -> _Parser:
-    parser = _Parser()
-    parser.feed(page)
-    parser.close()
-    return parser
-
-
 @pytest.mark.parametrize("name", _PAGES)
 def test_page_is_well_formed_and_self_contained(name: str, run_dir: Path) -> None:
     page = _page(name, run_dir)
-    parser = _parsed(page)
-    assert parser.faults == []
-    assert parser.open == []
-    assert {tag for tag, _ in parser.tags} & {"script", "iframe", "link", "object"} == set()
-    targets = [a.get(k) or "" for _, a in parser.tags for k in ("src", "href", "action")]
-    assert [t for t in targets if re.match(r"\w+:", t) and not t.startswith("data:image/png")] == []
-    assert "http://" not in page
-    assert "https://" not in page
-    assert "anonym" not in page.lower()
-    assert parser.tags[0] == ("html", {"lang": "en"})
+    assert faults(page, beside="report.html" if name.endswith("comparison") else "#") == []
 
 
 @pytest.mark.parametrize("name", _PAGES)
-def test_ids_are_unique_and_references_resolve(name: str, run_dir: Path) -> None:
+def test_references_of_plots_resolve(name: str, run_dir: Path) -> None:
     page = _page(name, run_dir)
-    tags = _parsed(page).tags
-    ids = [a["id"] for _, a in tags if "id" in a]
-    assert len(ids) == len(set(ids))
-    references = {(a.get("href") or "")[1:] for _, a in tags if (a.get("href") or "")[:1] == "#"}
-    references |= set(re.findall(r"url\(#([^)]+)\)", page))
-    references |= {a["aria-labelledby"] or "" for _, a in tags if "aria-labelledby" in a}
-    assert references <= set(ids)
+    ids = {a["id"] for _, a in parsed(page).tags if "id" in a}
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= ids
 
 
 @pytest.mark.parametrize("name", _PAGES)
 def test_plots_have_words_and_a_table_and_headers_a_scope(name: str, run_dir: Path) -> None:
-    parser = _parsed(_page(name, run_dir))
+    parser = parsed(_page(name, run_dir))
     plots = [a for tag, a in parser.tags if tag == "svg"]
     for attributes in plots:
         assert attributes["role"] == "img"
@@ -132,7 +81,7 @@ def _shown(value: Any) -> Iterator[Any]:
 
 
 def test_every_recorded_value_is_on_the_page(run_dir: Path) -> None:
-    page = "".join(_parsed(_page("whole", run_dir)).text)
+    page = "".join(parsed(_page("whole", run_dir)).text)
     kinds = (
         numbers.measured,
         numbers.setting,
@@ -217,7 +166,7 @@ def test_every_single_missing_fact_is_marked_on_the_page(run_dir: Path) -> None:
 )
 def test_a_missing_section_says_so(prefix: str, sentence: str, run_dir: Path) -> None:
     facts = [f for f in run_facts(sites=["only"], rounds=1) if not f.name.startswith(prefix)]
-    text = "".join(_parsed(render_report(build_report(facts), run_dir)).text)
+    text = "".join(parsed(render_report(build_report(facts), run_dir)).text)
     assert f"NOT RECORDED: {sentence}" in text
 
 
@@ -227,7 +176,7 @@ def test_one_class_with_masks_is_judged_by_dice(run_dir: Path) -> None:
         for f in run_facts(sites=["only"], rounds=1)
         if f.name != "utility.classification"
     ]
-    text = "".join(_parsed(render_report(build_report(facts), run_dir)).text)
+    text = "".join(parsed(render_report(build_report(facts), run_dir)).text)
     assert "There is one class (nuclei), so there is nothing to classify." in text
     assert "A segmenter trained on synthetic images alone reached a Dice of 0.612" in text
     assert "Dice, trained on synthetic" in text
@@ -244,7 +193,7 @@ def test_each_hospitals_own_classifier_is_named_and_marks_nothing(run_dir: Path)
         for f in run_facts(sites=["north", "south"], rounds=1)
     ]
     page = render_report(build_report(facts), run_dir)
-    text = "".join(_parsed(page).text)
+    text = "".join(parsed(page).text)
     assert all(f"classifier of {name}" in text for name in ("all", "north", "south"))
     assert "each hospital's own" in text
     assert _marks(page) == _marks(
@@ -265,7 +214,7 @@ def test_a_planned_release_that_was_not_recorded_is_marked(run_dir: Path) -> Non
 def test_first_screen_of_each_kind_of_run(run_dir: Path) -> None:
     assert "NO PRIVACY GUARANTEE (epsilon = inf)" in _page("no-privacy", run_dir)
     assert "carries the noise" not in "".join(
-        _parsed(_page("no-privacy", run_dir).split("<nav")[0]).text
+        parsed(_page("no-privacy", run_dir).split("<nav")[0]).text
     )
     assert "SIMULATION NOISE: NOT A RELEASE" in _page("image-unit", run_dir)
     assert "SIMULATION NOISE" not in _page("whole", run_dir)
@@ -305,46 +254,14 @@ def test_templates_are_part_of_the_package() -> None:
     assert (root / "style.css").is_file()
 
 
-_CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
-def _browse(page: Path, width: int, *extra: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        str(_CHROMIUM),
-        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
-        *("--disable-background-networking", "--disable-component-update"),
-        "--enable-logging=stderr",
-        f"--user-data-dir={page.parent / f'profile-{width}'}",
-        f"--window-size={width},1200",
-        *extra,
-        "--dump-dom",
-        page.as_uri(),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
-
-
 @pytest.mark.browser
-@pytest.mark.skipif(_CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize(("name", "width"), [("long-names", 500), ("comparison", 500)])
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize(
+    ("name", "width"), [("long-names", 500), ("comparison", 500), ("whole", 1200)]
+)
 def test_browser_shows_the_page_without_complaint_or_overflow(
     name: str, width: int, run_dir: Path, tmp_path: Path
 ) -> None:
-    text = _page(name, run_dir)
     page = tmp_path / "page.html"
-    page.write_text(text, encoding="utf-8")
-    assert "CONSOLE" not in _browse(page, width).stderr
-    # A copy that may run a script measures itself, and complains, so that we know we would hear.
-    measure = (
-        "<script>const d=document.documentElement;console.error('heard');"
-        "d.dataset.overflow=d.scrollWidth-d.clientWidth;d.dataset.height=d.scrollHeight;</script>"
-    )
-    open_text = re.sub(r"<meta http-equiv[^>]+>", "", text).replace("</body>", f"{measure}</body>")
-    page.write_text(open_text, encoding="utf-8")
-    shown = _browse(page, width)
-    assert "heard" in shown.stderr
-    found = re.search(r'data-overflow="(-?\d+)" data-height="(\d+)"', shown.stdout)
-    assert found is not None
-    assert int(found[1]) <= 0
-    assert int(found[2]) > 2000
+    page.write_text(_page(name, run_dir), encoding="utf-8")
+    assert browser_faults(page, width) == []

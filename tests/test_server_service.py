@@ -99,6 +99,11 @@ def test_the_report_holds_what_replies_stated_and_nothing_that_stays_at_a_site(
         assert site["budget_epsilon"] == site["history"] == "NOT RECORDED"
     assert told["membership"]["attacks"] == told["training"]["losses"] == []
     assert told["other"] == []
+    assert told["run"]["roles"]["coordinator"] == told["run"]["scenario"]["name"]
+    assert "signed with the key of an enrolled site" in told["security"]["link"]
+    assert told["security"]["egress"]["tensors"].endswith("in each of 3 rounds")
+    assert len(told["run"]["weights"]) == len(told["run"]["code"]["sha256"]) == 64
+    assert "the whole machine" in told["run"]["energy"]["covers"]
     scopes = {fact.scope for fact in read_facts(folder / "run" / "facts.jsonl")}
     assert scopes == {"public", "released"}
     assert "One machine played every hospital" not in (folder / "run/report.html").read_text()

@@ -19,9 +19,11 @@ from synth_common.facts import read_facts
 from synth_common.generators import build_generator
 from synth_common.generators.vae import VAE
 from synth_common.privacy.accounting import Use, epsilon
+from synth_common.privacy.egress import state_digest
 from synth_common.privacy.ledger import Ledger
 from synth_common.privacy.release_noise import release_noise
 from synth_common.randomness import derive_seed
+from synth_common.reporting.ethics import write_ethics
 from synth_common.reporting.factbook import FactBook
 from synth_server.checkpoint import load_latest
 from synth_server.release import Releasing
@@ -100,6 +102,25 @@ def _check_report(out: Path, page: str, shares: tuple[float, ...]) -> None:
     wrong = jsonschema.Draft202012Validator(schema).iter_errors(told)
     assert sorted({(re.sub(r"\[\d+\]", "", e.json_path), e.message) for e in wrong}) == []
     assert told["other"] == []
+    assert told["run"]["weights"] == _final_weights(out)
+    assert told["run"]["roles"]["sites"] == ["alpha", "beta", "gamma"]
+    assert "nothing travelled" in told["security"]["link"]
+    assert list(told["security"]["egress"]["statistics"]) == ["masked_embedding"]
+    assert told["run"]["energy"]["gpu_joules"] is None or torch.cuda.is_available()
+    assert (
+        "RAPL" in told["run"]["energy"]["method"]
+        or "not measured" in told["run"]["energy"]["method"]
+    )
+    ethics = json.loads(
+        write_ethics(out, None, out / "ethics").with_suffix(".json").read_text(encoding="utf-8")
+    )
+    rows = [row for group in ethics["groups"] for field in group["fields"] for row in field["rows"]]
+    assert all(row["recorded"] is (row["value"] != "NOT RECORDED") for row in rows)
+    unknown = {row["fact"] for row in rows if not row["recorded"]}
+    # What this run cannot know is stated by people, or found by an audit or a release.
+    other = ("charter: ", "site charter: ", "audit.", "release.marking", "compare.together")
+    energy, none = "run.energy/cpu_joules", "samples.traversal"
+    assert [f for f in unknown if not f.startswith((*other, energy, none, "fairness."))] == []
     for words in (
         "The release before the first round",
         "conspired with the coordinator",
@@ -109,6 +130,13 @@ def _check_report(out: Path, page: str, shares: tuple[float, ...]) -> None:
     ):
         assert words in page
     assert "NOT RECORDED:" not in page.split("<footer>")[0]
+
+
+def _final_weights(out: Path) -> str:
+    """SHA-256 of the weights in the last checkpoint, as the release and its papers name them."""
+    checkpoint = load_latest(out / "checkpoints")
+    assert checkpoint is not None
+    return state_digest(checkpoint.state)
 
 
 @pytest.mark.usefixtures("learner", "quick")

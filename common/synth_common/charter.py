@@ -21,6 +21,7 @@ from packaging.licenses import InvalidLicenseExpression, canonicalize_license_ex
 from pydantic import (
     AfterValidator,
     BaseModel,
+    Field,
     PrivateAttr,
     StringConstraints,
     ValidationInfo,
@@ -263,6 +264,7 @@ class SiteCharter(_Stated):
         origin_of_data: Where and in what care the images arose.
         dates: When they were taken.
         devices: With what: makers, models, modalities.
+        patients: About how many patients, as the site chooses to state it.
         exclusions: Who or what was left out, and why.
         deidentification: What was done to the images before the program saw them, step by step.
     """
@@ -276,6 +278,7 @@ class SiteCharter(_Stated):
     origin_of_data: Text | None = None
     dates: Period | None = None
     devices: Texts = ()
+    patients: Annotated[int, Field(ge=1)] | None = None
     exclusions: Texts = ()
     deidentification: Texts = ()
 

@@ -22,7 +22,14 @@ from synth_server.deployed import stated_facts
 from synth_server.deployment import Deployment, Known
 from synth_server.pictures import Gallery, synthetic_grid, traversals
 from synth_server.progress import Reporter
-from synth_server.record import peak_memory_fact, resumed_fact, time_facts
+from synth_server.record import (
+    energy_fact,
+    energy_meter,
+    peak_memory_fact,
+    resumed_fact,
+    time_facts,
+    weights_fact,
+)
 from synth_server.release_run import prices_by_replies
 from synth_server.release_store import AttemptBook, load_release
 from synth_server.rounds import Ended, State, evaluate_sites
@@ -57,6 +64,7 @@ class DeployedRun:
 
     def __init__(self, deployment: Deployment, known: Known, process: Process) -> None:
         self._began = time.perf_counter()
+        self._meter = energy_meter(deployment.plan)
         self._deployment, self._known = deployment, known
         self._board, self._stopper, self._tell = process.board, process.stopper, process.tell
         plan, kept = deployment.plan, known.checkpoint
@@ -91,7 +99,8 @@ class DeployedRun:
             return
         try:
             self._open()
-            with link(self._deployment.folder, self._deployment.settings) as sites:
+            folder, settings = self._deployment.folder, self._deployment.settings
+            with link(folder, settings) as sites, self._meter:
                 self._train_and_judge(sites)
             self._board.end("finished")
         except KeyboardInterrupt:  # a second signal
@@ -218,7 +227,9 @@ class DeployedRun:
             synthetic_grid(course.plan, course.generator, self._gallery()),
             *traversals(course.plan, course.generator, self._gallery()),
             Fact("run.rounds", rounds, "public", _SOURCE),
+            weights_fact(course.generator),
             peak_memory_fact("the coordinator's process"),
+            energy_fact(self._meter, bool(self._known.facts)),
             *time_facts(course.log.path, judging, time.perf_counter() - self._began),
             Fact("run.finished", now, "public", _SOURCE),
         ]

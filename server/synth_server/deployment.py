@@ -14,7 +14,13 @@ from synth_common.generators import Generator
 from synth_common.plan import Plan
 from synth_server.checkpoint import Checkpoint, load_latest
 from synth_server.deployed import data_facts
-from synth_server.record import RunStart, generator_fact, pretraining_fact, run_facts
+from synth_server.record import (
+    RunStart,
+    generator_fact,
+    pretraining_fact,
+    roles_fact,
+    run_facts,
+)
 from synth_server.rounds import State
 from synth_server.settings import ServerFolder, ServerSettings, load_plan, load_settings
 from synth_server.weights import initial_generator
@@ -128,7 +134,10 @@ def known_run(deployment: Deployment, resume: bool) -> Known:
 
 def first_facts(deployment: Deployment, known: Known, command: str) -> list[Fact]:
     """Everything known before training, in one write: with it the run has begun."""
+    from synth_server.network import LINK  # with Flower, which not every command needs
+
     settings, plan = deployment.settings, deployment.plan
+    enrolled = sorted(path.stem for path in deployment.folder.sites.glob("*.json"))
     start = RunStart(
         run_id=known.run_id,
         name=settings.name,
@@ -141,6 +150,8 @@ def first_facts(deployment: Deployment, known: Known, command: str) -> list[Fact
     return [
         *run_facts(start, plan),
         *data_facts(plan),
+        roles_fact(settings.name, enrolled),
+        Fact("security.link", LINK, "public", _SOURCE),
         generator_fact(deployment.generator(known.seed)),
         pretraining_fact(plan.pretraining),
         Fact("run.started", datetime.now(UTC).isoformat(timespec="seconds"), "public", _SOURCE),

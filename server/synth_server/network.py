@@ -14,6 +14,13 @@ from synth_server.attendance import Sites
 from synth_server.members import Members
 from synth_server.settings import ServerFolder, ServerSettings
 
+LINK = (
+    "TLS with certificates of the federation's own authority; every request is signed with the key "
+    "of an enrolled site and turned away otherwise; sites dial out, and the coordinator listens on "
+    "one port"
+)
+"""What the link is, in words for the record."""
+
 
 def _spool(folder: ServerFolder, settings: ServerSettings) -> Path | None:
     """The folder of what is in transit, made if need be; None for the system's own."""

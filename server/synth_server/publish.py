@@ -16,7 +16,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from synth_common import wall_clock
-from synth_common.charter import load_charter
+from synth_common.charter import Charter, load_charter
 from synth_common.errors import (
     CheckpointError,
     ConfigError,
@@ -24,6 +24,7 @@ from synth_common.errors import (
     EnrolmentError,
     PrivacyError,
 )
+from synth_common.facts import Fact
 from synth_common.generators import Generator, build_generator
 from synth_common.keys import (
     load_signing_key,
@@ -32,12 +33,13 @@ from synth_common.keys import (
     signing_public,
 )
 from synth_common.privacy.egress import state_digest
-from synth_common.release.bundle import Material, Order, Report, make_bundle, require_new
+from synth_common.release.bundle import Material, Order, make_bundle, require_new
 from synth_common.release.drawing import MOST_IMAGES
 from synth_common.release.formats import Format
 from synth_common.release.names import SIGNATURE, SIGNER, STATEMENTS, ReleaseName
 from synth_common.release.statement import PrivacyStatement, read_statement
 from synth_common.release.sums import digest_of
+from synth_common.reporting.ethics import write_ethics
 from synth_common.reporting.files import replace_text
 from synth_common.signed_files import read_file
 from synth_server.checkpoint import load_latest
@@ -45,9 +47,6 @@ from synth_server.finished import FinishedRun, read_finished, require_run
 from synth_server.lock import locked
 from synth_server.members import read_member
 from synth_server.settings import ServerFolder
-
-REPORTS: Sequence[Report] = ()
-"""Further reports of a run that every bundle gets."""
 
 _LOG = "releases.jsonl"
 _KEY = Path("keys") / "sign.key"
@@ -119,11 +118,16 @@ def publish(run_dir: Path, request: Request) -> Published:
             weights=weights,
             shares=run.shares,
         )
-        order = Order(request.release, request.count, request.formats, request.out, REPORTS)
+        order = Order(request.release, request.count, request.formats, request.out, (_ethics,))
         bundle = make_bundle(material, order, key)
         _remember(run_dir, request.release, bundle)
         public = {name: signed_by for name, (_, _, signed_by) in statements.items()}
         return Published(bundle, _write_keys(bundle, {**public, SIGNER: signing_public(key)}))
+
+
+def _ethics(run_dir: Path, charter: Charter, out: Path, more: Sequence[Fact]) -> Path:
+    """The ethics report of the run, which knows of the marks on the images, too."""
+    return write_ethics(run_dir, charter, out, extra=more)
 
 
 def signing_key_of(run_dir: Path, given: Path | None) -> Ed25519PrivateKey:

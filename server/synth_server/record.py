@@ -11,10 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from synth_common.energy import EnergyMeter
 from synth_common.facts import Fact, read_facts
 from synth_common.generators import Generator
+from synth_common.images.preprocess import Target, minimised
 from synth_common.plan import Plan, PretrainingPlan
+from synth_common.privacy.egress import declared, state_digest
 from synth_common.promise import ADJACENCY, trust_words
+from synth_common.software import code_value
 
 _SOURCE = "synth_server.record"
 _LIBRARIES = ("synthward", "torch", "opacus", "flwr", "dp-accounting", "numpy", "scikit-learn")
@@ -60,6 +64,9 @@ def run_facts(start: RunStart, plan: Plan) -> list[Fact]:
         "run.simulation": start.simulation,
         "run.versions": _versions(start.engine),
         "run.device": _device(plan),
+        "run.code": code_value(),
+        "data.minimisation": minimised(_target(plan)),
+        "security.egress": declared(plan),
         "plan.digest": plan.digest(),
         "plan.settings": plan.model_dump(mode="json"),
         "privacy.unit": terms.unit,
@@ -96,6 +103,33 @@ def pretraining_fact(plan: PretrainingPlan) -> Fact:
         "rank": plan.rank if plan.tune == "adapters" else None,
     }
     return Fact("pretraining.public", value, "public", f"{_SOURCE}.pretraining_fact")
+
+
+def weights_fact(generator: Generator) -> Fact:
+    """SHA-256 of the weights with which a run ends, as they travel and are kept."""
+    digest = state_digest(generator.shared_state())
+    return Fact("run.weights", digest, "public", f"{_SOURCE}.weights_fact")
+
+
+def roles_fact(coordinator: str, sites: Sequence[str]) -> Fact:
+    """Who coordinated, and which sites could take part."""
+    value = {"coordinator": coordinator, "sites": list(sites)}
+    return Fact("run.roles", value, "public", f"{_SOURCE}.roles_fact")
+
+
+def energy_fact(meter: EnergyMeter, resumed: bool) -> Fact:
+    """What was consumed since the process began to count; before a resume nobody counted."""
+    covers = "training and evaluation, by the process that ended the run"
+    if resumed:
+        covers += "; what was consumed before the last interruption is not known"
+    return meter.fact(covers, f"{_SOURCE}.energy_fact")
+
+
+def energy_meter(plan: Plan) -> EnergyMeter:
+    """A meter for a process that trains where the plan says."""
+    from synth_common.privacy.training import pick_device
+
+    return EnergyMeter(accelerator=pick_device(plan.training.device).type == "cuda")
 
 
 def peak_memory_fact(covers: str) -> Fact:
@@ -157,6 +191,14 @@ def _versions(engine: str) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "NOT RECORDED"
     return found
+
+
+def _target(plan: Plan) -> Target:
+    """The picture that every site brings its images to."""
+    made = plan.generator
+    return Target(
+        size=made.size, channels=made.channels, classes=made.classes, with_mask=made.with_mask
+    )
 
 
 def _device(plan: Plan) -> dict[str, Any]:

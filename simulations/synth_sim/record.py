@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from synth_common.facts import Fact
 from synth_server import record
 from synth_server.record import RunStart
 from synth_sim.scenario import Scenario
 from synth_sim.transport import Engine
+
+_LINKS: Mapping[Engine, str] = {
+    "inprocess": "calls within one process: a simulation, nothing travelled",
+    "ray": "Flower's Ray engine on one machine: a simulation, nothing travelled",
+}
 
 
 def run_facts(scenario: Scenario, engine: Engine, command: str) -> list[Fact]:
@@ -20,7 +27,12 @@ def run_facts(scenario: Scenario, engine: Engine, command: str) -> list[Fact]:
         command=command,
         simulation=True,
     )
-    return record.run_facts(start, scenario.plan)
+    sites = [site.name for site in scenario.partition.sites]
+    return [
+        *record.run_facts(start, scenario.plan),
+        record.roles_fact("synth-sim, which played every hospital, too", sites),
+        Fact("security.link", _LINKS[engine], "public", f"{__name__}.run_facts"),
+    ]
 
 
 def peak_memory_fact(engine: Engine) -> Fact:

@@ -24,6 +24,7 @@ from synth_sim.scenario import Scenario, load_scenario, save_scenario
 from synth_sim.transport import Engine
 
 if TYPE_CHECKING:
+    from synth_common.energy import EnergyMeter
     from synth_server.checkpoint import Checkpoint
     from synth_server.rounds import Ended
     from synth_sim.federate import Federation
@@ -126,6 +127,7 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
     """The run behind the lock."""
     from synth_common.reporting.report import write_report
     from synth_server.checkpoint import load_latest
+    from synth_server.record import energy_meter
     from synth_sim.federate import federate
 
     began = time.perf_counter()
@@ -142,12 +144,15 @@ def _run(scenario: Scenario, options: RunOptions) -> Path:
         completed = 0 if checkpoint is None else checkpoint.round
         if options.resume:
             _resumed(scenario, options, log, None if checkpoint is None else completed)
-        with reporter(scenario.training.rounds, completed) as tell:
+        with (
+            reporter(scenario.training.rounds, completed) as tell,
+            energy_meter(scenario.plan) as meter,
+        ):
             run = _open(scenario, options, log, tell, checkpoint)
             initial = run.course.generator.shared_state()
             state = initial if checkpoint is None else dict(checkpoint.state)
             ended, judging = federate(run, options.engine, (completed, state))
-            _finish(run, options, ended, (began, judging))
+            _finish(run, options, ended, (began, judging), meter)
     _state(scenario, options)
     return write_report(options.out)
 
@@ -234,10 +239,16 @@ def _open(
     return Federation(scenario, course, sites, options.keep_updates)
 
 
-def _finish(run: Federation, options: RunOptions, ended: Ended, clock: tuple[float, float]) -> None:
+def _finish(
+    run: Federation,
+    options: RunOptions,
+    ended: Ended,
+    clock: tuple[float, float],
+    meter: EnergyMeter,
+) -> None:
     """Judge the pooled result, gather the sites' facts, and close the run in one write."""
     from synth_client.site import privacy_facts
-    from synth_server.record import time_facts
+    from synth_server.record import energy_fact, time_facts, weights_fact
     from synth_sim.judge import pooled_utility, write_grids
     from synth_sim.record import peak_memory_fact
 
@@ -260,7 +271,9 @@ def _finish(run: Federation, options: RunOptions, ended: Ended, clock: tuple[flo
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts += [
         Fact("run.rounds", rounds, "public", _SOURCE),
+        weights_fact(course.generator),
         peak_memory_fact(options.engine),
+        energy_fact(meter, options.resume),
         *time_facts(
             course.log.path,
             judging + time.perf_counter() - start,

@@ -94,6 +94,26 @@ def full_scale(dtype: np.dtype[np.generic], where: str) -> float:
         ) from None
 
 
+def minimised(target: Target) -> dict[str, list[str]]:
+    """What is kept of an image and its file, and what no code copies: for the record, in words."""
+    channels = {1: "grey", 3: "red, green and blue"}[target.channels]
+    kept = [
+        f"pixels, {target.size} x {target.size}, {channels}, scaled by constants",
+        "class",
+        "patient key, to draw and count by patient; stays at the site",
+        "columns that the site names, such as site and split; stay at the site",
+    ]
+    if target.with_mask:
+        kept.append("mask")
+    dropped = [
+        "file names and folders",
+        "headers and metadata of the file (DICOM attributes, EXIF)",
+        "overlays and annotations beside the pixels",
+        "the original resolution",
+    ]
+    return {"kept": kept, "dropped": dropped}
+
+
 def constant_images(raw: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
     """Which of (N, H, W[, C]) images have one value per channel everywhere, bool (N,)."""
     flat = raw.reshape(raw.shape[0], -1, raw.shape[3] if raw.ndim == 4 else 1)

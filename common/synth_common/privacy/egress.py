@@ -13,13 +13,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from synth_common.errors import PrivacyError, TrainingError
-from synth_common.plan import TrustModel
+from synth_common.plan import Plan, TrustModel
 
 Value = float | int | str
 
@@ -71,6 +72,24 @@ REFUSED: Mapping[str, str] = MappingProxyType(
     }
 )
 """What other systems send and this one does not, with the reason for the error message."""
+
+
+def declared(plan: Plan) -> dict[str, Any]:
+    """All that this program lets leave a site under a plan, and what it refuses, in words."""
+    embedding = plan.release.embedding is not None
+    masked = plan.privacy.trust_model == "secure-aggregation"
+    names = (["masked_embedding" if masked else "embedding"] if embedding else []) + (
+        ["label_histogram"] if plan.release.label_histogram is not None else []
+    )
+    rounds = plan.training.rounds
+    return {
+        "tensors": f"the generator's travelling state, in each of {rounds} rounds"
+        if rounds
+        else "none: no round is planned",
+        "statistics": {name: STATISTICS[name] for name in names} or "none",
+        "values": sorted(PUBLIC_VALUES),
+        "refused": sorted(REFUSED),
+    }
 
 
 @dataclass(frozen=True)

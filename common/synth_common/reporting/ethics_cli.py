@@ -1,7 +1,8 @@
-"""``synth-audit charter``: what people state, to fill in or to check."""
+"""``synth-audit charter`` and ``ethics``: what people state, and the report for a board."""
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -55,6 +56,52 @@ def charter(
     typer.echo(f"written: {file}; fill it in, then: synth-audit charter {file} --check")
 
 
+def ethics(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|BUNDLE", help="A run directory, or a release bundle."),
+    ],
+    charter: Annotated[
+        Path | None,
+        typer.Option(help="The federation's charter; default: charter.toml in RUN, if there."),
+    ] = None,
+    site_charter: Annotated[
+        list[Path] | None,
+        typer.Option(help="A site's own charter, beside those in RUN/charters; repeatable."),
+    ] = None,
+    audit: Annotated[
+        list[Path] | None,
+        typer.Option(help="Directory of an audit with its facts.jsonl; repeatable."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; default: RUN.")] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also print the page to ethics.pdf.")] = False,
+) -> None:
+    """Write the ethics report of a run or a release: evidence for those who decide.
+
+    RUN is a run directory of synth-sim or synth-server, BUNDLE a release. Every field has its
+    value, what recorded it and when, and the clause that it serves; what nobody recorded prints
+    NOT RECORDED and is counted at the top. Writes ethics.html and ethics.json.
+    """
+    from synth_common.charter import load_charter
+    from synth_common.reporting.ethics import write_ethics
+
+    page = write_ethics(
+        folder,
+        None if charter is None else load_charter(charter),
+        folder if out is None else out,
+        audits=audit or (),
+        site_charters=site_charter or (),
+    )
+    missing = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["missing"]
+    typer.echo(f"written: {page}")
+    typer.echo(f"NOT RECORDED: {missing['values']} of {missing['of']} values")
+    if pdf:
+        from synth_common.reporting.pdf import print_pdf
+
+        typer.echo(f"written: {print_pdf(page)}")
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands to ``synth-audit``."""
+    app.command()(ethics)
     app.command()(charter)

@@ -13,7 +13,9 @@ RUN: Final = (
     "started",
     "finished",
     "peak_memory_bytes",
+    "weights",
 )
+ENERGY: Final = ("cpu_joules", "gpu_joules", "method", "covers", "seconds")
 PHASES: Final = ("data", "training", "evaluation", "total")
 PRIVACY_SITE: Final = (
     "epsilon",

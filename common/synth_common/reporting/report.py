@@ -21,6 +21,7 @@ from synth_common.reporting.expected import (
     AUGMENTATION,
     AUGMENTATION_DETAIL,
     ELBO,
+    ENERGY,
     FAIRNESS,
     FAIRNESS_DETAIL,
     GENERATOR,
@@ -77,6 +78,12 @@ def build_report(facts: Iterable[Fact]) -> dict[str, Any]:
         "generator": fields(book.value("generator.summary"), GENERATOR),
         "training": _training(book),
         "federation": _federation(book),
+        "security": {
+            "link": book.value("security.link"),
+            "egress": fields(
+                book.value("security.egress"), ("tensors", "statistics", "values", "refused")
+            ),
+        },
         "quality": _quality(book),
         "utility": {
             name: [_record(f, *expected) for f in book.all(f"utility.{name}")]
@@ -133,6 +140,9 @@ def run_section(book: FactBook) -> dict[str, Any]:
         **{key: book.value(f"run.{key}") for key in RUN},
         "scenario": fields(book.value("run.scenario"), ("name", "title")),
         "versions": fields(book.value("run.versions"), ()),
+        "code": fields(book.value("run.code"), ("version", "sha256")),
+        "energy": fields(book.value("run.energy"), ENERGY),
+        "roles": fields(book.value("run.roles"), ("coordinator", "sites")),
         "device": fields(book.value("run.device"), ("device", "threads", "processor")),
         "rounds": fields(book.value("run.rounds"), ("planned", "completed", "ended")),
         "seconds": fields(seconds, PHASES),
@@ -145,6 +155,7 @@ def _data(book: FactBook) -> dict[str, Any]:
     return {
         "classes": book.value("data.classes"),
         "shape": fields(book.value("data.shape"), ("size", "channels", "with_mask")),
+        "minimisation": fields(book.value("data.minimisation"), ("kept", "dropped")),
         "partition": fields(book.value("data.partition"), ("kind",)),
         "label_shares": _label_shares(book),
         "licences": [

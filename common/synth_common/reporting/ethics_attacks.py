@@ -1,0 +1,143 @@
+"""Fields of the ethics report that rest on attacks: of the run's evaluation, and of audits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from synth_common.facts import CATALOGUE, Fact
+from synth_common.reporting.evidence import Field, Record, Row, of_fact
+from synth_common.reporting.factbook import MISSING
+
+# What an audit measured, by the criterion that it speaks of.
+_SINGLING_OUT: Final = frozenset({"reidentification", "near-copies", "data-copying"})
+_LINKABILITY: Final = frozenset({"linkability"})
+_INFERENCE: Final = frozenset({"attribute-inference"})
+
+_MOST_ITEMS: Final = 6  # of a list or mapping that a row still prints
+
+# What is printed of an attack or test; the audit's own report has the rest.
+_OF_AN_ATTACK: Final = (
+    *("verdict", "outcome", "measure", "view", "space", "limit", "figure", "reason"),
+    *("auc", "auc_interval", "tpr_at_1pct_fpr", "tpr_interval"),
+    *("tpr_at_1pct", "tpr_at_1pct_interval", "value", "control", "control_interval"),
+    *("advantage", "advantage_interval", "baseline_auc", "control_auc", "chance_corrected"),
+    *("of_members", "of_nonmembers", "synthetic", "power", "detectable_auc", "canaries"),
+    *("claim", "cp_gdp"),
+)
+
+
+def attacks(record: Record) -> Iterator[Field]:
+    """What was tried against the images and the model, and what it found."""
+    for key, title, asks, clause, wanted in (
+        (
+            "singling-out",
+            "Singling out",
+            "Can one patient be isolated by the synthetic images?",
+            "wp216-singling-out",
+            _SINGLING_OUT,
+        ),
+        (
+            "linkability",
+            "Linkability",
+            "Can two records of one patient be linked by them?",
+            "wp216-linkability",
+            _LINKABILITY,
+        ),
+        (
+            "inference",
+            "Inference",
+            "Do they tell an attribute of a patient that was not known?",
+            "wp216-inference",
+            _INFERENCE,
+        ),
+    ):
+        found = [f for f in _tests(record) if _measure(f) in wanted]
+        yield Field(key, title, asks, (clause,), _rows(found, "audit.test"))
+    yield Field(
+        "membership",
+        "Membership",
+        "Can it be told from the images who was in the training data?",
+        ("wp216-inference", "edpb-28-2024"),
+        _rows([f for f in _attacks(record) if _view(f) == "images"], "membership.attack"),
+    )
+    inside = [f for f in _attacks(record) if _view(f) != "images"]
+    yield Field(
+        "extraction",
+        "Extraction from the model and its updates",
+        "Does the released model, or a server that saw every update, tell more than promised?",
+        ("edpb-28-2024",),
+        _rows([*record.facts("audit.canaries"), *inside], "audit.canaries"),
+    )
+    yield Field(
+        "audit",
+        "What was audited, and what was not",
+        "By which rules, written down beforehand, and what was left untested?",
+        ("wp216-singling-out", "edpb-28-2024", "pdpc-2024"),
+        [
+            record.row("Verdict over all gates", "audit.verdict"),
+            record.row("Policy", "audit.policy/name"),
+            record.row("Policy, SHA-256", "audit.policy/sha256"),
+            *(_named(f, "Gate: ") for f in record.facts("audit.gate")),
+            *(
+                of_fact(f, f"Not tested: {_get(f, 'what')}", "why")
+                for f in record.facts("audit.untested")
+            ),
+        ],
+    )
+
+
+def _tests(record: Record) -> list[Fact]:
+    return record.facts("audit.test", "audit.near_copies")
+
+
+def _attacks(record: Record) -> list[Fact]:
+    """Membership attacks in all patients; those in groups are left to the audit's own report."""
+    found = record.facts("membership.attack", "audit.attack")
+    return [f for f in found if _get(f, "group") in (None, MISSING, "all")]
+
+
+def _get(fact: Fact, key: str) -> Any:
+    return fact.value.get(key, MISSING) if isinstance(fact.value, Mapping) else MISSING
+
+
+def _measure(fact: Fact) -> str:
+    return "near-copies" if fact.name == "audit.near_copies" else str(_get(fact, "measure"))
+
+
+def _view(fact: Fact) -> str:
+    """What the adversary holds; an attack of a run's own evaluation holds the images."""
+    return "images" if fact.name == "membership.attack" else str(_get(fact, "view"))
+
+
+def _rows(facts: Sequence[Fact], place: str) -> list[Row]:
+    """A row per fact, or one that says that there is none, and where it would be."""
+    return [_named(fact) for fact in facts] or [Row("Attack and its result", MISSING, place)]
+
+
+def _named(fact: Fact, before: str = "") -> Row:
+    """A fact under its own name, as far as a row prints it."""
+    names = [_get(fact, key) for key in ("attack", "test", "measure")]
+    name = next((str(n) for n in names if n != MISSING), CATALOGUE.get(fact.name, fact.name))
+    if not isinstance(fact.value, Mapping):
+        return of_fact(fact, before + name, "", "measured")
+    printed = {
+        key.replace("_", " "): fact.value[key]
+        for key in _OF_AN_ATTACK
+        if key in fact.value and _short(fact.value[key])
+    }
+    row = of_fact(fact, before + name, "", "measured")
+    return replace(row, value=printed or dict(fact.value))
+
+
+def _short(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) <= _MOST_ITEMS and all(
+            not isinstance(v, list | tuple | Mapping) for v in value
+        )
+    if isinstance(value, Mapping):
+        return len(value) <= _MOST_ITEMS and all(
+            not isinstance(v, list | Mapping) for v in value.values()
+        )
+    return True
