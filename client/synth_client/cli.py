@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from synth_client import enrol_cli, service_cli, statement_cli
+from synth_client import audit_sets_cli, enrol_cli, service_cli, statement_cli
 from synth_client.cli_options import HOME, HomeOption, OperatorOption, ReasonOption, SiteOption
 from synth_common.errors import ConfigError
 from synth_common.terminal import guarded, show_version
@@ -31,6 +31,7 @@ app.command("init")(enrol_cli.init)
 app.command("accept")(enrol_cli.accept)
 service_cli.add_to(app)
 app.command("statement")(statement_cli.statement)
+app.command("audit-sets")(audit_sets_cli.audit_sets)
 
 VersionOption = Annotated[
     bool,

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from synth_common.errors import ConfigError, StorageError
+from synth_client.audit_sets import write_private
+from synth_common.errors import ConfigError
 from synth_common.images.imageset import ImageSet
 from synth_common.randomness import derive_seed
-from synth_common.reporting.files import replace_bytes
 from synth_sim.partition import deal
 from synth_sim.prepare import load_private, require_data
 from synth_sim.scanner import apply
@@ -22,9 +18,7 @@ from synth_sim.scenario import Scenario
 def deal_files(scenario: Scenario, out: Path) -> Iterator[tuple[Path, ImageSet]]:
     """Write ``out/SITE.npz`` for every site, readable by their owner only.
 
-    Each holds what source kind ``npz`` reads: ``images`` uint8 (N, size, size, C), ``labels`` as
-    text, and ``patient_ids``, ``masks``, ``second_masks``, ``split``, ``sex`` and ``age`` where the
-    sources have them. Pixels are rounded to 8 bits.
+    Each is what :func:`synth_common.images.npz_writer.npz_bytes` packs.
 
     Yields:
         The file and the images of each site, as it is written.
@@ -44,25 +38,5 @@ def deal_files(scenario: Scenario, out: Path) -> Iterator[tuple[Path, ImageSet]]
         images = dealt[site.name]
         if site.scanner is not None:
             images = apply(site.scanner, images, derive_seed(scenario.seed, "scanner", site.name))
-        _write(paths[site.name], images)
+        write_private(paths[site.name], images)
         yield paths[site.name], images
-
-
-def _write(path: Path, images: ImageSet) -> None:
-    columns: dict[str, Any] = {
-        "images": np.rint(images.images.transpose(0, 2, 3, 1) * 255.0).astype(np.uint8),
-        "labels": np.array(images.class_names)[images.labels],
-        "patient_ids": images.patient_ids,
-        "masks": images.masks,
-        "split": images.splits,
-        "second_masks": images.second_masks,
-        "sex": images.sexes,
-        "age": images.ages,
-    }
-    packed = io.BytesIO()
-    np.savez_compressed(packed, **{k: v for k, v in columns.items() if v is not None})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_bytes(path, packed.getvalue(), mode=0o600)
-    except OSError as err:
-        raise StorageError(f"cannot write {path}: {err.strerror}") from err
