@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from synth_common.audit.audit_facts import _shown
 from synth_common.audit.gates import GateResult, verdict
 from synth_common.audit.policy import AuditPolicy, Gate, read_policy
 from synth_common.errors import ConfigError
@@ -98,3 +99,15 @@ def test_an_optional_gate_may_be_left_out_but_not_fail() -> None:
     assert verdict([_result("pass"), _result("fail", required=False)]) == "fail"
     open_gate = _result("not resolvable", required=False)
     assert verdict([_result("pass"), open_gate]) == "not resolvable"
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("releases/lungs-1.0.0/images", "lungs-1.0.0/images"),
+        ("sets/members.npz", "members.npz"),
+        ("/images", "/images"),
+    ],
+)
+def test_a_set_is_shown_by_a_name_that_tells_which_it_is(path: str, shown: str) -> None:
+    assert _shown(Path(path)) == shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,17 @@ def input_facts(inputs: Inputs, gathered: Gathered, likeness: Sequence[Likeness]
     return [*facts, _local("data.classes", list(gathered.real.class_names))]
 
 
+def _shown(path: Path) -> str:
+    """The name of a set; a release's folder is called ``images``, and only its parent names it."""
+    return f"{path.absolute().parent.name}/{path.name}" if path.name == "images" else path.name
+
+
 def _set_fact(role: str, given: AuditSet) -> Fact:
     """One set as it came in."""
     sides = given.outline.sides
     value = {
         "role": role,
-        "path": given.outline.path.name,
+        "path": _shown(given.outline.path),
         "splits": list(given.outline.splits or ()),
         **given.report.as_fact_value(),
         "patients": given.images.unit_count(),

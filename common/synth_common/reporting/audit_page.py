@@ -9,7 +9,7 @@ from typing import Any, Final
 from synth_common.reporting.audit_plots import auc_plot, group_plot, roc_plot
 from synth_common.reporting.factbook import MISSING
 from synth_common.reporting.html import embedded, environment
-from synth_common.reporting.numbers import measured, number, setting
+from synth_common.reporting.numbers import epsilon_text, measured, number, setting
 
 VIEWS: Final[Mapping[str, tuple[str, str]]] = {
     "images": (
@@ -143,7 +143,7 @@ def _figures(audit: Mapping[str, Any]) -> list[dict[str, str]]:
         },
         {
             "name": "Guarantee, epsilon",
-            "value": MISSING if ceiling is None else measured(ceiling["epsilon"]),
+            "value": MISSING if ceiling is None else epsilon_text(ceiling["epsilon"]),
             "text": "per patient; none was recorded or stated"
             if ceiling is None
             else f"delta {setting(ceiling['delta'])}, {ceiling['origin']}",

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from synth_common.reporting.numbers import interval, measured, number
+from synth_common.reporting.numbers import epsilon_text, interval, measured, number
 from synth_common.reporting.svg import (
     DANGER,
     MUTED,
@@ -136,7 +136,7 @@ def roc_plot(
     )
     if ceiling is not None:
         alt += (
-            f". Epsilon {measured(ceiling['epsilon'])} allows at most "
+            f". Epsilon {epsilon_text(ceiling['epsilon'])} allows at most "
             f"{measured(ceiling['tpr_at_1pct'])}"
         )
 
@@ -162,7 +162,7 @@ def roc_plot(
         labels = [*names, "guessing"]
         handles = [*styles, dict(_GUESS_STYLE)]
         if ceiling is not None:
-            labels.append(f"most that epsilon {measured(ceiling['epsilon'])} allows")
+            labels.append(f"most that epsilon {epsilon_text(ceiling['epsilon'])} allows")
             handles.append(dict(_CEILING_STYLE))
         legend(figure, [key(h) for h in handles], labels)
 
