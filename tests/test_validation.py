@@ -78,7 +78,7 @@ def test_a_key_like_no_other_gets_those_of_its_section(tmp_path: Path) -> None:
         ),
         (
             "data.sources.0.kind=dicom",
-            "data.sources.0.kind = 'dicom': must be one of 'phantom', 'npz', 'folder'",
+            "data.sources.0.kind = 'dicom': must be one of 'phantom', 'npz', 'folder', 'tiles'",
         ),
         ("data.sources.0.kind=folder", "data.sources.0.path: required, but not given"),
         (
