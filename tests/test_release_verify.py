@@ -250,6 +250,17 @@ def test_a_stranger_can_sign_but_is_not_known(released: Released, tmp_path: Path
     assert not verdict.known
 
 
+def test_a_site_cannot_stand_in_for_who_released_it(released: Released, tmp_path: Path) -> None:
+    """A stranger's release, and a statement of a site called ``release`` by a key that is known."""
+    bundle = released.copy(tmp_path)
+    text = (bundle / "statements" / "alpha.json").read_text()
+    (bundle / "statements" / "release.json").write_text(text)
+    restate(bundle / "statements" / "release.json", released.key, {"site": "release"})
+    resign(bundle, make_signing_key(tmp_path / "strange.key"), sites=["alpha", "beta", "release"])
+    problems = _problems(verify_bundle(bundle, read_keys(released.keys)))
+    assert problems == {("statement-forged", "release"), ("unknown-key", "release")}
+
+
 def test_a_key_that_nobody_told_is_named(released: Released) -> None:
     keys = read_keys(released.keys)
     del keys["alpha"]

@@ -103,6 +103,11 @@ def publish(run_dir: Path, request: Request) -> Published:
         _require_fresh(run_dir, request)
         charter = load_charter(request.charter)
         statements = _statements(run, request.statements or run_dir / STATEMENTS)
+        if SIGNER in statements:
+            raise ConfigError(
+                f"a site is called {SIGNER!r}, which is the name of who signs releases: its key "
+                "could be taken for the coordinator's. Enrol it under another name"
+            )
         key = _signing_key(run, request.key)
         generator, weights = _generator(run)
         material = Material(
