@@ -101,6 +101,10 @@ def test_an_optional_gate_may_be_left_out_but_not_fail() -> None:
     assert verdict([_result("pass"), open_gate]) == "not resolvable"
 
 
+def test_an_audit_that_ran_nothing_passes_nothing() -> None:
+    assert verdict([_result("not run", required=False)]) == "not run"
+
+
 @pytest.mark.parametrize(
     ("path", "shown"),
     [

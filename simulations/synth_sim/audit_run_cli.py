@@ -103,7 +103,7 @@ def run(
             f"{r.gate.measure} ({r.outcome})"
             for r in done.gates
             if r.outcome == "not resolvable" or (r.outcome == "not run" and r.gate.required)
-        ]
+        ] or ["none was run"]
         raise UndecidedError(
             f"gates not decided: {', '.join(undecided)}; see {done.page} for what each needs"
         )

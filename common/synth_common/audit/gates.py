@@ -29,11 +29,14 @@ class GateResult:
 def verdict(gates: Sequence[GateResult]) -> Outcome:
     """The verdict on a release: the worst gate's.
 
-    A gate that the policy does not require may be "not run"; nothing else may be.
+    A gate that the policy does not require may be "not run"; nothing else may be, and an audit
+    of which no gate was run passes nothing.
     """
     outcomes = {g.outcome for g in gates if g.gate.required or g.outcome != "not run"}
     order: tuple[Outcome, ...] = ("fail", "not resolvable", "not run")
-    return next((outcome for outcome in order if outcome in outcomes), "pass")
+    return next(
+        (outcome for outcome in order if outcome in outcomes), "pass" if outcomes else "not run"
+    )
 
 
 def decide(results: Results, policy: AuditPolicy, level: float) -> list[GateResult]:
