@@ -292,6 +292,9 @@ def test_the_inner_product_is_that_of_the_records_gradient(twins: dict[str, Twin
 
     twin = twins["inf"]
     model = load_model(twin.run, twin.run / "updates")
+    assert "SIMULATION" not in model.origin  # nothing is promised, so nothing is to be warned of
+    private = load_model(twins["1"].run)
+    assert private.origin.endswith("a SIMULATION: its seeded noise protects nobody")
     assert set(model.updates) == {"alpha", "beta"}
     updates = model.updates["alpha"][:1]
     few = twin.members.subset(np.arange(3))

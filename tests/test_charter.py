@@ -62,6 +62,7 @@ def test_a_licence_file_is_read_from_the_charters_folder(tmp_path: Path) -> None
         ({"purpsoe": "x"}, r"purpsoe: unknown key .*did you mean purpose\?"),
         ({"title": " "}, r"title = ' ': must have at least 1"),
         ({"title": "fill in"}, r"title = 'fill in': is a placeholder; .*leave the key out"),
+        ({"title": "..."}, r"title = '\.\.\.': is a placeholder; .*leave the key out"),
         ({"purpose": "Anonymised data"}, r"purpose = 'Anonymised data': .*what was done"),
         ({"licence": {"spdx": "CC BY 4"}}, r"licence\.spdx = 'CC BY 4': .*spdx\.org/licenses"),
         ({"licence": {}}, r"licence: give spdx"),

@@ -40,9 +40,12 @@ _FORBIDDEN = "anonym"
 """How the word begins that no report may use: it is a finding of law, not of a program."""
 
 
+_PLACEHOLDERS = {"FILL IN", "TODO", "TBD", "N/A", "XXX", "NOT RECORDED"}
+
+
 def _stated(text: str) -> str:
     """Refuse what only looks like a statement, and the one word that no report may use."""
-    if text.upper() in {"FILL IN", "TODO", "TBD", "NOT RECORDED"}:
+    if text.upper() in _PLACEHOLDERS or not any(c.isalnum() for c in text):
         raise ValueError("is a placeholder; write the statement, or leave the key out")
     if _FORBIDDEN in text.lower():
         raise ValueError(

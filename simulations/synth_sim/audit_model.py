@@ -43,7 +43,16 @@ def load_model(run: Path, updates: Path | None = None) -> ReleasedModel:
     generator.load_shared_state(checkpoint.state)
     generator.eval()
     kept = {} if updates is None else read_updates(updates)
-    return ReleasedModel(plan, generator, checkpoint.round, _epsilon(book), run.name, kept)
+    return ReleasedModel(
+        plan, generator, checkpoint.round, _epsilon(book), _origin(run, plan), kept
+    )
+
+
+def _origin(run: Path, plan: Plan) -> str:
+    """Where the weights are from, and whether the noise behind their epsilon can be drawn again."""
+    if plan.privacy.private and plan.privacy.noise == "simulation":
+        return f"{run.name}, a SIMULATION: its seeded noise protects nobody"
+    return run.name
 
 
 def _epsilon(book: FactBook) -> float | None:

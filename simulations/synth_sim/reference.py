@@ -65,7 +65,10 @@ def _row(parameter: click.Parameter) -> str:
     if isinstance(kind, click.Choice):
         value = ", ".join(f"`{choice}`" for choice in kind.choices)
     help_text = (getattr(parameter, "help", None) or "").replace("|", "\\|")
-    return f"| `{parameter.opts[0]}` | {value} | {shown} | {help_text} |"
+    names = " / ".join(f"`{name}`" for name in (parameter.opts[0], *parameter.secondary_opts))
+    if parameter.secondary_opts and not parameter.required:
+        shown = f"`{parameter.opts[0] if parameter.default else parameter.secondary_opts[0]}`"
+    return f"| {names} | {value} | {shown} | {help_text} |"
 
 
 def _default(option: click.Option) -> str:

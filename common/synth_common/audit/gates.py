@@ -83,7 +83,7 @@ def _not_run(view: View) -> str:
     """Why a view has no results."""
     needs = {
         "images": "no attack could be run",
-        "model": "no model was given (--model), or its family has no such attack",
+        "model": "no model was given (--model), or there is no attack on its family's weights yet",
         "server": "no updates were given (--updates)",
     }
     return needs[view]
@@ -139,7 +139,10 @@ def _bound_gate(gate: Gate, own: Sequence[tuple[Measured, Judged]], limit: float
             point = measured.strict[place]
             if isinstance(point.tpr, str) or isinstance(point.interval, str):
                 needed = {0: "2,995", 1: "299"}[place]
-                reason = f"{measured.sides[1]:,} non-members; {needed} are needed"
+                reason = (
+                    f"{measured.sides[1]:,} non-members; {needed} are needed. Without --reference "
+                    "half of the non-members serve as the adversary's reference"
+                )
                 return GateResult(gate, "not resolvable", None, reason)
             value, (low, high) = point.tpr, point.interval
         spans.append((value, low, high, f"{measured.attack} ({measured.space})"))
@@ -158,7 +161,7 @@ def _by_limit(
     reason = f"highest: {what}: {value:.3g}, at most {high:.3g} (limit {limit:g})"
     if high <= limit:
         return GateResult(gate, "pass", value, reason)
-    return GateResult(gate, "not resolvable", value, f"{reason}: give more images")
+    return GateResult(gate, "not resolvable", value, f"{reason}: give more patients on both sides")
 
 
 def _advantage_gate(gate: Gate, tests: Sequence[Tested], limit: float, level: float) -> GateResult:

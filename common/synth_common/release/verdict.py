@@ -82,6 +82,8 @@ def read_keys(folder: Path) -> dict[str, str]:
     Raises:
         ConfigError: There is none, or a file is not a key; names it.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"--keys {folder}: is no folder; give the one that holds SITE.pub files")
     found: dict[str, str] = {}
     for path in sorted(folder.glob("*.pub")):
         try:

@@ -54,7 +54,8 @@ def verify(
     if not verdict.whole:
         raise VerificationError(
             f"{bundle}: {len(verdict.problems)} problem(s), the first: {verdict.problems[0].text}. "
-            "Do not use it; get the release again, and ask who published it"
+            "Do not use it before that is explained: get the release or the keys again, and ask "
+            "who published it"
         )
     if keys is None:
         raise UnknownSignerError(

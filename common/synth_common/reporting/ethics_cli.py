@@ -53,7 +53,8 @@ def charter(
     if file.exists():
         raise ConfigError(f"{file} exists; choose another name, or check it with --check")
     replace_text(file, charter_template(kind.value, site))
-    typer.echo(f"written: {file}; fill it in, then: synth-audit charter {file} --check")
+    of = "" if kind is CharterKind.federation else f" --kind {kind.value}"
+    typer.echo(f"written: {file}; fill it in, then: synth-audit charter {file}{of} --check")
 
 
 def ethics(

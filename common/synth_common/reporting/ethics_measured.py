@@ -46,7 +46,11 @@ def generator(record: Record) -> Iterator[Field]:
             row("Finished", "run.finished", "moment"),
             row("Family", "generator.summary/family"),
             row("Parameters", "generator.summary/parameters", "measured"),
-            row("Trained on patients", "generator.summary/private_parameters", "measured"),
+            row(
+                "Parameters that DP-SGD trains on patients",
+                "generator.summary/private_parameters",
+                "measured",
+            ),
             row("Public images behind the initial weights", "pretraining.public/public_data"),
             row("Seed", "run.seed", "setting"),
             row("Federation plan, SHA-256", "plan.digest"),
