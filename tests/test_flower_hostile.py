@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flwr.proto.fleet_pb2 import PullMessagesResponse
 from link_peers import (
     QUICK,
     STATE,
@@ -122,6 +123,37 @@ def test_an_answer_that_may_fill_the_memory_is_not_read(
         eventually(lambda: any("RemoteProtocolError" in told for told in reasons))
         replies = grid.send_and_receive(questions(grid, {"w": torch.ones(2)}), timeout=30.0)
         assert [reply.has_content() for reply in replies] == [True]
+
+
+@pytest.mark.parametrize("kind", ["no message", "no tree"])
+def test_what_is_no_message_is_refused_and_the_site_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    answer, again = Fleet.answer, iter([True])
+
+    def spoilt(self: Fleet, *a: object) -> bytes:
+        content = answer(self, *a)
+        if "pull-messages" not in str(a[0]):
+            return content
+        pulled = PullMessagesResponse.FromString(content)
+        if not pulled.messages_list or not next(again, False):
+            return content
+        if kind == "no tree":
+            del pulled.message_object_trees[:]
+        else:
+            pulled.messages_list[0].Clear()
+        return pulled.SerializeToString()
+
+    monkeypatch.setattr(Fleet, "answer", spoilt)
+    world = make_world(tmp_path, ("east",))
+    with (
+        open_link(world.listener, world.register) as grid,
+        running(world, grid.port, {"east": doubling()}) as nodes,
+    ):
+        replies = grid.send_and_receive(questions(grid, {"w": torch.ones(2)}), timeout=30.0)
+        assert [reply.has_content() for reply in replies] == [True]
+        assert any("RemoteProtocolError" in told for told in nodes["east"].diary.reasons)
+        assert nodes["east"].error is None
 
 
 def test_objects_that_are_announced_and_never_there_are_not_waited_for(

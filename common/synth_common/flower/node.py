@@ -32,6 +32,7 @@ from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
     PullMessagesRequest,
+    PullMessagesResponse,
     PushMessagesRequest,
 )
 from flwr.proto.message_pb2 import ObjectTree
@@ -187,6 +188,18 @@ class _Answer:
     seconds: float
 
 
+def _head(pulled: PullMessagesResponse) -> tuple[Message, ObjectTree]:
+    """The first message, without its content, and what its content is made of.
+
+    Raises:
+        httpx.RemoteProtocolError: What came is no message; it may come anew.
+    """
+    try:
+        return message_from_proto(pulled.messages_list[0]), pulled.message_object_trees[0]
+    except (ValueError, IndexError, TypeError, KeyError) as err:
+        raise httpx.RemoteProtocolError("what the coordinator sent is no message") from err
+
+
 class _Scale:
     """Weighs what comes of one message, in whatever threads it comes."""
 
@@ -267,9 +280,9 @@ class _Serving:
         if not pulled.messages_list or node is None:
             return False
         began = time.perf_counter()
-        message = message_from_proto(pulled.messages_list[0])
+        message, tree = _head(pulled)
         try:
-            message = self._fetch(message, pulled.message_object_trees[0])
+            message = self._fetch(message, tree)
         except DataError as err:
             reply = messages.error_reply(message, err)
         else:
