@@ -23,9 +23,11 @@ def guarded(command: Callable[[], object]) -> int:
         command()
     except SynthwardError as err:
         sys.stderr.write(f"error: {err}\n")
+        _forget_interrupt()
         return err.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("error: stopped\n")
+        _forget_interrupt()
         return 130
     except BrokenPipeError:
         # The reader of our output went away; keep Python from complaining at exit.
@@ -34,3 +36,13 @@ def guarded(command: Callable[[], object]) -> int:
     except SystemExit as err:
         return err.code if isinstance(err.code, int) else 0 if err.code is None else 1
     return 0
+
+
+def _forget_interrupt() -> None:
+    """Keep Python from killing itself at exit for a Ctrl-C that was dealt with.
+
+    One that arrives while a string is executed, as ``dataclass`` does, sets a flag in CPython
+    (``unhandled_keyboard_interrupt``) that no ``except`` clears, and the exit code would be lost.
+    Executing a string anew clears it.
+    """
+    exec("")
