@@ -206,6 +206,12 @@ def _by_the_coordinator(released: Released, bundle: Path) -> None:
     restate(bundle / "statements" / "beta.json", released.key, {"epsilon": 0.1})
 
 
+def _early(released: Released, bundle: Path) -> None:
+    """A statement of before the run's last rounds."""
+    changes = {"epsilon": 0.01, "epsilon_all_runs": 0.01}
+    restate(bundle / "statements" / "beta.json", released.site_key("beta"), changes)
+
+
 def _left_out(released: Released, bundle: Path) -> None:
     (bundle / "statements" / "beta.json").unlink()
 
@@ -221,6 +227,7 @@ SIGNED_AGAIN: dict[str, tuple[Callable[[Released, Path], object], set[tuple[str,
     "a real site in a simulation": (_not_simulated, {("statement-run", "beta")}),
     "an edited statement": (_edited, {("statement-forged", "beta")}),
     "the coordinator's own statement": (_by_the_coordinator, {("unknown-key", "beta")}),
+    "an early statement": (_early, {("statement-run", "beta")}),
     "no statement": (_left_out, {("statement-missing", "beta")}),
     "no mark": (lambda _, b: _remove_mark(b), {("marking", IMAGE)}),
     "no mark in DICOM": (lambda _, b: _unmark_dicom(b), {("marking", "dicom/train/000000.dcm")}),
@@ -248,6 +255,26 @@ def test_a_stranger_can_sign_but_is_not_known(released: Released, tmp_path: Path
     verdict = verify_bundle(bundle, read_keys(released.keys))
     assert _problems(verdict) == {("unknown-key", "release")}
     assert not verdict.known
+
+
+def test_a_site_that_is_left_out_is_named(released: Released, tmp_path: Path) -> None:
+    """Whoever releases it drops a site's statement and name; the report still tells."""
+    bundle = released.copy(tmp_path)
+    (bundle / "statements" / "beta.json").unlink()
+    resign(bundle, released.key, sites=["alpha"])
+    verdict = verify_bundle(bundle, read_keys(released.keys))
+    assert _problems(verdict) == {("statement-missing", "beta")}
+    assert verdict.silent == ["beta"]
+
+
+@pytest.mark.parametrize("sites", [None, 5, "alpha", []])
+def test_a_signed_text_that_names_no_sites_is_refused(
+    released: Released, tmp_path: Path, sites: object
+) -> None:
+    bundle = released.copy(tmp_path)
+    resign(bundle, released.key, sites=sites)
+    problems = _problems(verify_bundle(bundle, read_keys(released.keys)))
+    assert ("statement-missing", "statements") in problems
 
 
 def test_a_site_cannot_stand_in_for_who_released_it(released: Released, tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ class Verdict:
         simulation: Whether the signed text says that one machine played every hospital.
         images: How many images were looked at.
         epsilons: Stated epsilon of the run by site.
+        silent: Names of keys that were given and signed nothing here: sites that took no part,
+            or that were left out.
     """
 
     release: str = ""
@@ -65,6 +67,7 @@ class Verdict:
     simulation: bool = False
     images: int = 0
     epsilons: dict[str, float] = field(default_factory=dict)
+    silent: list[str] = field(default_factory=list)
 
     def blame(self, code: Code, where: str, text: str) -> None:
         """Note a problem."""

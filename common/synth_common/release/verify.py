@@ -68,8 +68,8 @@ def verify_bundle(
         )
     plain, digests = _check_files(folder, signed.subject, verdict)
     _check_sums(plain, digests, verdict)
-    _check_statements(plain, signed.predicate, verdict)
-    _check_reports(plain, signed.predicate, verdict)
+    statements = _check_statements(plain, signed.predicate, verdict)
+    _check_reports(plain, signed.predicate, statements, verdict)
     _check_images(plain, verdict)
     if keys is not None:
         _check_keys(keys, verdict)
@@ -118,12 +118,13 @@ def _check_sums(plain: Mapping[str, Path], digests: Mapping[str, str], verdict: 
 
 def _check_statements(
     plain: Mapping[str, Path], predicate: Mapping[str, Any], verdict: Verdict
-) -> None:
-    """Every site's statement: there, signed by itself, of this run and plan."""
+) -> dict[str, PrivacyStatement]:
+    """Every site's statement: there, signed by itself, of this run and plan. Those that are."""
     plan = _plan(plain, predicate, verdict)
-    sites = [str(site) for site in predicate.get("sites", [])]
+    sites = _sites(predicate)
     if not sites:
         verdict.blame("statement-missing", STATEMENTS, "the signed text names no site")
+    statements: dict[str, PrivacyStatement] = {}
     for site in sites:
         name = f"{STATEMENTS}/{site}.json"
         if site == SIGNER:  # its key would stand where that of the release is looked for
@@ -142,10 +143,18 @@ def _check_statements(
         except (VerificationError, OSError, ValueError) as err:
             verdict.blame("statement-forged", site, f"the statement of {site}: {err}")
             continue
+        statements[site] = statement
         verdict.signers[site] = key
         verdict.epsilons[site] = statement.epsilon
         for code, text in _misfits(site, statement, predicate, plan):
             verdict.blame(code, site, f"the statement of {site} {text}")
+    return statements
+
+
+def _sites(predicate: Mapping[str, Any]) -> list[str]:
+    """The sites that the signed text names; none if it names none that could be read."""
+    named = predicate.get("sites")
+    return [str(site) for site in named] if isinstance(named, list) else []
 
 
 def _plan(plain: Mapping[str, Path], predicate: Mapping[str, Any], verdict: Verdict) -> str | None:
@@ -188,9 +197,12 @@ def _contradictions(statement: PrivacyStatement, plan: str) -> str:
 
 
 def _check_reports(
-    plain: Mapping[str, Path], predicate: Mapping[str, Any], verdict: Verdict
+    plain: Mapping[str, Path],
+    predicate: Mapping[str, Any],
+    statements: Mapping[str, PrivacyStatement],
+    verdict: Verdict,
 ) -> None:
-    """The report is of the run that was signed for."""
+    """The report is of the run that was signed for, and of the sites that stated their part."""
     name = "report.json"
     if name not in plain:
         return
@@ -200,12 +212,37 @@ def _check_reports(
             ("run", report["run"]["id"], predicate.get("run_id")),
             ("plan", report["plan"]["digest"], predicate.get("plan_digest")),
         ]
+        took_part, spent = _took_part(report), _spent(report)
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as err:
         verdict.blame("report", name, f"{name} cannot be read: {type(err).__name__} {err}")
         return
     for what, its, own in pairs:
         if its != own:
             verdict.blame("report", name, f"{name} is of {what} {its}, the release of {own}")
+    for site in sorted(took_part - set(_sites(predicate))):
+        text = f"{name} says that site {site} took part, and the signed text does not name it"
+        verdict.blame("statement-missing", site, text)
+    for site, statement in statements.items():
+        if statement.epsilon_all_runs < spent.get(site, 0.0) * (1 - 1e-9):
+            text = (
+                f"the statement of {site} says that all runs cost epsilon "
+                f"{statement.epsilon_all_runs:.6g}, {name} says {spent[site]:.6g}: it is of an "
+                "older copy of the ledger"
+            )
+            verdict.blame("statement-run", site, text)
+
+
+def _took_part(report: Mapping[str, Any]) -> set[str]:
+    """Every site of which the report says that something is in the weights."""
+    rounds = [entry["replies"] for entry in report["federation"]["rounds"]]
+    release = report["privacy"]["release"]
+    return {str(site) for named in [*rounds, (release or {}).get("sites", [])] for site in named}
+
+
+def _spent(report: Mapping[str, Any]) -> dict[str, float]:
+    """Epsilon of everything in a site's ledger, as the report has it."""
+    sites = [(str(site["name"]), site["epsilon"]) for site in report["privacy"]["sites"]]
+    return {name: float(value) for name, value in sites if isinstance(value, int | float)}
 
 
 def _check_images(plain: Mapping[str, Path], verdict: Verdict) -> None:
@@ -245,6 +282,7 @@ def _check_keys(keys: Mapping[str, str], verdict: Verdict) -> None:
         wrong = True
         verdict.blame("unknown-key", name, text)
     verdict.known = not wrong
+    verdict.silent = sorted(keys.keys() - verdict.signers.keys())
 
 
 def _check_withdrawn(path: Path, release: ReleaseName, verdict: Verdict) -> None:

@@ -79,6 +79,10 @@ def _lines(verdict: Verdict) -> list[str]:
     for name, key in verdict.signers.items():
         state = "known" if verdict.known else "NOT KNOWN"
         lines.append(f"key      {state:<9} {name}  SHA-256 {key_id(key)}")
+    lines += [
+        f"silent   {name} signed nothing here; ask it whether it took part"
+        for name in verdict.silent
+    ]
     if verdict.whole:
         lines.append("whole    every file is as it was signed")
     return lines
