@@ -12,11 +12,11 @@ from synth_common.audit.alike import Likeness
 from synth_common.audit.gates import GateResult, Outcome
 from synth_common.audit.gathering import Gathered, Inputs
 from synth_common.audit.gaussian import dp_tpr
+from synth_common.audit.guarantee import Guarantee
 from synth_common.audit.intake import AuditSet
 from synth_common.audit.judging import Judged, Results, Tested
-from synth_common.audit.measuring import RATES, Measured
+from synth_common.audit.measuring import RATES, Measured, detectable
 from synth_common.audit.policy import AuditPolicy, WrittenPolicy
-from synth_common.audit.statistics import detectable_auc
 from synth_common.facts import Fact
 
 _SOURCE = "synth_common.audit.release_audit.audit_release"
@@ -98,7 +98,7 @@ def policy_facts(written: WrittenPolicy) -> list[Fact]:
     return [Fact("audit.policy", value, "public", _SOURCE)]
 
 
-def result_facts(results: Results, policy: AuditPolicy, level: float) -> list[Fact]:
+def result_facts(results: Results, policy: AuditPolicy) -> list[Fact]:
     """Attacks, groups, tests, near-copies, and how they were corrected."""
     sides = results.attacks[0].sides
     correction = {
@@ -106,18 +106,20 @@ def result_facts(results: Results, policy: AuditPolicy, level: float) -> list[Fa
         "alpha": policy.alpha,
         "looks": len(results.attacks) + len(results.tests) + 1,
         "group_looks": len(results.groups),
-        "level": level,
+        "level": results.level,
+        "group_level": results.group_level,
         "power": policy.power,
         "members": sides[0],
         "nonmembers": sides[1],
-        "detectable_auc": detectable_auc(*sides, policy.power, level),
+        "detectable_auc": detectable(sides, policy.power, results.level),
     }
     facts = [_local("audit.correction", correction)]
     for measured, judged in [
         *zip(results.attacks, results.judged_attacks, strict=True),
         *zip(results.groups, results.judged_groups, strict=True),
     ]:
-        facts.append(_local("audit.attack", _attack_value(measured, judged, policy, level)))
+        seen = detectable(measured.sides, policy.power, results.level_of(measured))
+        facts.append(_local("audit.attack", _attack_value(measured, judged, seen)))
     facts += [
         _local("audit.test", _test_value(test, judged))
         for test, judged in zip(results.tests, results.judged_tests, strict=True)
@@ -142,9 +144,7 @@ def result_facts(results: Results, policy: AuditPolicy, level: float) -> list[Fa
     return [*facts, _local("audit.near_copies", value)]
 
 
-def _attack_value(
-    measured: Measured, judged: Judged, policy: AuditPolicy, level: float
-) -> dict[str, Any]:
+def _attack_value(measured: Measured, judged: Judged, seen: float) -> dict[str, Any]:
     """An attack's rates; no score of a patient is among them."""
     control = measured.control
     value = {
@@ -165,7 +165,7 @@ def _attack_value(
         "chance_corrected": judged.corrected,
         "verdict": judged.verdict,
         "leaders": measured.leaders,
-        "detectable_auc": detectable_auc(*measured.sides, policy.power, level),
+        "detectable_auc": seen,
         "roc": measured.roc,
     }
     for rate, point in zip(RATES, measured.points, strict=True):
@@ -194,9 +194,9 @@ def _test_value(test: Tested, judged: Judged) -> dict[str, Any]:
     }
 
 
-def ceiling_facts(guarantee: tuple[float, float, str] | None, with_model: bool) -> list[Fact]:
+def ceiling_facts(guarantee: Guarantee | str, with_model: bool) -> list[Fact]:
     """What a guarantee allows any attack at most; nothing where none is known."""
-    if guarantee is None:
+    if isinstance(guarantee, str):
         return []
     epsilon, delta, origin = guarantee
     value = {

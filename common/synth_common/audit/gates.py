@@ -9,9 +9,9 @@ from typing import Literal
 from scipy.stats import norm
 
 from synth_common.audit.judging import Judged, Results, Tested
-from synth_common.audit.measuring import Measured
+from synth_common.audit.measuring import Measured, detectable
 from synth_common.audit.policy import AuditPolicy, Gate, View
-from synth_common.audit.statistics import clopper_pearson, detectable_auc
+from synth_common.audit.statistics import clopper_pearson
 
 Outcome = Literal["pass", "fail", "not run", "not resolvable"]
 
@@ -39,18 +39,12 @@ def verdict(gates: Sequence[GateResult]) -> Outcome:
     )
 
 
-def decide(results: Results, policy: AuditPolicy, level: float) -> list[GateResult]:
-    """The outcome of every gate of a policy.
-
-    Args:
-        results: What was measured and judged.
-        policy: The gates.
-        level: One-sided level of a test after correction, for what could be detected.
-    """
-    return [_decide(gate, results, policy, level) for gate in policy.gates]
+def decide(results: Results, policy: AuditPolicy) -> list[GateResult]:
+    """The outcome of every gate of a policy."""
+    return [_decide(gate, results, policy) for gate in policy.gates]
 
 
-def _decide(gate: Gate, results: Results, policy: AuditPolicy, level: float) -> GateResult:
+def _decide(gate: Gate, results: Results, policy: AuditPolicy) -> GateResult:
     """One gate."""
     limit = gate.limit if gate.limit is not None else 0.0
     if gate.measure == "epsilon":
@@ -63,7 +57,7 @@ def _decide(gate: Gate, results: Results, policy: AuditPolicy, level: float) -> 
         if not own:
             return GateResult(gate, "not run", None, _not_run(gate.view))
         if gate.measure == "membership":
-            return _membership_gate(gate, own, results, (policy, level))
+            return _membership_gate(gate, own, results, policy.power)
         return _bound_gate(gate, own, limit)
     tests = [
         (t, j)
@@ -76,7 +70,7 @@ def _decide(gate: Gate, results: Results, policy: AuditPolicy, level: float) -> 
         found = [t.test for t, j in tests if j.verdict == "found"]
         reason = f"found by {', '.join(found)}" if found else "no test found copying"
         return GateResult(gate, "fail" if found else "pass", len(found), reason)
-    return _advantage_gate(gate, [t for t, _ in tests], limit, level)
+    return _advantage_gate(gate, [t for t, _ in tests], limit, results.level)
 
 
 def _not_run(view: View) -> str:
@@ -93,38 +87,42 @@ def _membership_gate(
     gate: Gate,
     own: Sequence[tuple[Measured, Judged]],
     results: Results,
-    how: tuple[AuditPolicy, float],
+    power: float,
 ) -> GateResult:
     """Whether any attack found members, in all patients or in a group, and at what power."""
-    policy, level = how
     groups = zip(results.groups, results.judged_groups, strict=True)
     every = [*own, *((m, j) for m, j in groups if m.view == gate.view)]
     found = [m for m, j in every if j.verdict == "found"]
     if found:
         worst = max(found, key=lambda m: m.auc.value)
-        where = f" in {worst.group}" if worst.group else ""
         reason = (
-            f"{len(found)} of {len(every)} looks found members; the strongest: {worst.attack} "
-            f"({worst.space}){where}, AUC {worst.auc.value:.3f}"
+            f"{len(found)} of {len(every)} looks found members; the strongest: {_look(worst)}, "
+            f"AUC {worst.auc.value:.3f}"
         )
         return GateResult(gate, "fail", len(found), reason)
     sides = own[0][0].sides
-    seen = detectable_auc(*sides, policy.power, level)
-    open_looks = [m for m, j in own if j.verdict == "not resolvable"]
-    if open_looks:
+    seen = detectable(sides, power, results.level)
+    unread = [m for m, j in every if j.verdict == "not resolvable"]
+    if unread:
         reason = (
-            f"{len(open_looks)} of {len(own)} attacks cannot be read: members and non-members "
-            "differ without any synthetic image, or the control fails"
+            f"{len(unread)} of {len(every)} looks cannot be read: members and non-members differ "
+            f"without any synthetic image, or the control fails; the first: {_look(unread[0])}"
         )
         return GateResult(gate, "not resolvable", 0.0, reason)
     words = (
-        f"no attack found members; at power {policy.power:g} an AUC of {seen:.3f} would have been "
+        f"no attack found members; at power {power:g} an AUC of {seen:.3f} would have been "
         f"found with {sides[0]:,} members and {sides[1]:,} non-members"
     )
     if gate.limit is not None and seen > gate.limit:
         more = f"{words}; the policy asks for {gate.limit:g}: give more patients"
         return GateResult(gate, "not resolvable", 0.0, more)
     return GateResult(gate, "pass", 0.0, words)
+
+
+def _look(measured: Measured) -> str:
+    """An attack, its space, and the group where it is one."""
+    where = f" in {measured.group}" if measured.group is not None else ""
+    return f"{measured.attack} ({measured.space}){where}"
 
 
 def _bound_gate(gate: Gate, own: Sequence[tuple[Measured, Judged]], limit: float) -> GateResult:
@@ -145,7 +143,7 @@ def _bound_gate(gate: Gate, own: Sequence[tuple[Measured, Judged]], limit: float
                 )
                 return GateResult(gate, "not resolvable", None, reason)
             value, (low, high) = point.tpr, point.interval
-        spans.append((value, low, high, f"{measured.attack} ({measured.space})"))
+        spans.append((value, low, high, _look(measured)))
     return _by_limit(gate, spans, limit)
 
 
@@ -200,6 +198,6 @@ def _copies_gate(gate: Gate, results: Results, limit: float) -> GateResult:
 def _epsilon_gate(gate: Gate, epsilon: float | None, limit: float) -> GateResult:
     """Whether the guarantee is tight enough."""
     if epsilon is None:
-        return GateResult(gate, "not run", None, "no epsilon is recorded or stated")
+        return GateResult(gate, "not run", None, "no epsilon of a patient is recorded or stated")
     outcome: Outcome = "pass" if epsilon <= limit else "fail"
     return GateResult(gate, outcome, epsilon, f"epsilon {epsilon:.4g} (limit {limit:g})")

@@ -69,6 +69,8 @@ class Results:
         judged_attacks, judged_groups, judged_tests: In the same order.
         judged_copies: Of the search.
         epsilon: The recorded or stated epsilon; None where there is none.
+        level: Probability of a false alarm that one look at all patients may take.
+        group_level: The same of one look at a group.
     """
 
     attacks: Sequence[Measured]
@@ -80,6 +82,12 @@ class Results:
     judged_tests: Sequence[Judged]
     judged_copies: Judged
     epsilon: float | None
+    level: float
+    group_level: float
+
+    def level_of(self, measured: Measured) -> float:
+        """The probability of a false alarm that this look may take."""
+        return self.level if measured.group is None else self.group_level
 
 
 def judge(
@@ -97,6 +105,7 @@ def judge(
     chances = [*(a.chance for a in attacks), *(t.chance for t in tests), copies.difference.chance]
     corrected, half = holm(chances), policy.alpha / 2
     of_groups = holm([g.chance for g in groups])
+    rare = _RARE / max(1, len({g.group for g in groups}))
     n = len(attacks)
     plain = [Judged(p, "found" if p < half else "not found") for p in corrected]
     return Results(
@@ -104,21 +113,23 @@ def judge(
         groups,
         tests,
         copies,
-        [_attack(m, p, half) for m, p in zip(attacks, corrected, strict=False)],
-        [_attack(m, p, half) for m, p in zip(groups, of_groups, strict=True)],
+        [_attack(m, p, half, _RARE) for m, p in zip(attacks, corrected, strict=False)],
+        [_attack(m, p, half, rare) for m, p in zip(groups, of_groups, strict=True)],
         plain[n:-1],
         plain[-1],
         epsilon,
+        half / len(chances),
+        half / max(1, len(groups)),
     )
 
 
-def _attack(measured: Measured, corrected: float, alpha: float) -> Judged:
+def _attack(measured: Measured, corrected: float, alpha: float, rare: float) -> Judged:
     """An attack counts only beside its blind baseline and its control."""
-    if measured.control_chance < _RARE:
+    if measured.control_chance < rare:
         return Judged(corrected, "not resolvable")
     if corrected >= alpha:
         # Members and non-members that clearly differ by themselves can hide a leak.
-        unlike = measured.baseline.bounds(_RARE)[0] > 0.5
+        unlike = measured.baseline.bounds(rare)[0] > 0.5
         return Judged(corrected, "not resolvable" if unlike else "not found")
     gained = measured.gain[0] > 0 or measured.baseline.interval()[0] <= 0.5
     return Judged(corrected, "found" if gained else "not resolvable")

@@ -16,6 +16,7 @@ from synth_common.audit.statistics import (
     OperatingPoint,
     auc_chance,
     bootstrap_auc,
+    detectable_auc,
     leading_members,
     roc_points,
     top_chance,
@@ -31,6 +32,9 @@ RATES = (0.001, 0.01)
 
 FEWEST = 20
 """Members and non-members below which a group is not tested."""
+
+WAYS = 3
+"""Ways in which the scores of one attack are looked at: AUC, highest percent, members on top."""
 
 _RESAMPLES = 500
 _RESAMPLES_OF_GROUP = 200
@@ -74,7 +78,7 @@ class Measured:
         gain: [low, high] of the AUC minus the baseline's, paired, 95 %.
         control: Members against members; None for groups.
         control_chance: Two-sided probability of the control's AUC.
-        chance: Probability of what was found, by chance, over the three ways to look.
+        chance: Probability of what was found, by chance, over all ways to look.
         leaders: Members above every non-member.
     """
 
@@ -94,6 +98,17 @@ class Measured:
     control_chance: float
     chance: float
     leaders: int
+
+
+def detectable(sides: tuple[int, int], power: float, level: float) -> float:
+    """The AUC that an attack on so many members and non-members shows with the given power.
+
+    Args:
+        sides: Members and non-members.
+        power: Of being found by its AUC alone.
+        level: Probability of a false alarm that one attack may take, over all :data:`WAYS`.
+    """
+    return detectable_auc(*sides, power, level / WAYS)
 
 
 def measure(scored: Scored, level: float, seed: int) -> Measured:
@@ -150,8 +165,8 @@ def _measure(
     measured, baseline = bootstrap((first, second)), bootstrap(scored.blind)
     gain = AucBootstrap(measured.value - baseline.value, measured.resamples - baseline.resamples)
     leaders, leading = leading_members(first, second)
-    # Three ways to look at the same scores; Bonferroni makes one probability of them.
-    chance = min(1.0, 3 * min(auc_chance(first, second), top_chance(first, second), leading))
+    ways = (auc_chance(first, second), top_chance(first, second), leading)
+    chance = min(1.0, WAYS * min(ways))  # Bonferroni makes one probability of them
     return Measured(
         scored.view,
         scored.attack,

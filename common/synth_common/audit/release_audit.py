@@ -20,9 +20,10 @@ from synth_common.audit.battery import (
 from synth_common.audit.candidates import Case
 from synth_common.audit.gates import GateResult, Outcome, decide, verdict
 from synth_common.audit.gathering import Gathered, Inputs, check_alike, gather, patient_groups
+from synth_common.audit.guarantee import patient_guarantee
 from synth_common.audit.judging import Tested, copy_tests, judge, link_tests
 from synth_common.audit.measuring import FEWEST, Measured, Scored, measure, measure_group
-from synth_common.audit.policy import AuditPolicy, View, WrittenPolicy
+from synth_common.audit.policy import View, WrittenPolicy
 from synth_common.audit.released_model import ReleasedModel, model_scores, update_scores
 from synth_common.errors import DataError
 from synth_common.facts import Fact
@@ -90,16 +91,17 @@ def audit_release(
     tell(f"intervals, controls and groups of {len(scored)} attacks")
     attacks = [measure(s, level, seed) for s in scored]
     groups = _groups(gathered, found[-1], scored, untested, seed)
-    guarantee = _guarantee(policy, model)
-    results = judge(
-        attacks, groups, tests, copies, policy, guarantee[0] if guarantee is not None else None
-    )
-    gates = decide(results, policy, level)
+    guarantee = patient_guarantee(policy, model, inputs.members.images)
+    if isinstance(guarantee, str):
+        untested.add("What a guarantee allows at most", guarantee)
+    epsilon = None if isinstance(guarantee, str) else guarantee.epsilon
+    results = judge(attacks, groups, tests, copies, policy, epsilon)
+    gates = decide(results, policy)
     _note_views(model, untested)
     facts = [
         *audit_facts.input_facts(inputs, gathered, likeness),
         *audit_facts.policy_facts(written),
-        *audit_facts.result_facts(results, policy, level),
+        *audit_facts.result_facts(results, policy),
         *audit_facts.ceiling_facts(guarantee, model is not None),
         *audit_facts.gate_facts(gates, verdict(gates), untested.reasons),
     ]
@@ -192,15 +194,6 @@ def _groups(
         measured = (measure_group(s, name, chosen, seed) for s in scored)
         found += [m for m in measured if m is not None]
     return found
-
-
-def _guarantee(policy: AuditPolicy, model: ReleasedModel | None) -> tuple[float, float, str] | None:
-    """Epsilon, delta and where they are from: the model's record, else the policy's statement."""
-    if model is not None and model.epsilon is not None:
-        return model.epsilon, model.plan.privacy.delta, f"recorded by the run in {model.origin}"
-    if policy.stated is not None:
-        return policy.stated.epsilon, policy.stated.delta, "stated in the policy"
-    return None
 
 
 def _note_views(model: ReleasedModel | None, untested: Untested) -> None:
