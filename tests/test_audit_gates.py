@@ -12,9 +12,11 @@ from scipy.stats import norm
 from small_sites import small_plan
 
 from synth_common.audit.battery import Copies
+from synth_common.audit.copying import AUTHENTICITY, C_T
 from synth_common.audit.gates import GateResult, decide
 from synth_common.audit.guarantee import patient_guarantee
 from synth_common.audit.judging import Results, judge
+from synth_common.audit.judging import Tested as Judgeable  # pytest takes Test... for its own
 from synth_common.audit.measuring import Scored, detectable, measure, measure_group
 from synth_common.audit.near_copies import BestMatch
 from synth_common.audit.policy import AuditPolicy, Gate, Stated
@@ -97,6 +99,29 @@ def test_the_stated_power_is_there_when_attacks_are_simulated(looks: int) -> Non
         found += measured.chance < level
     # Five standard errors of 200 repeats are 0.14; a way to look that power forgets costs 0.10.
     assert power - 0.06 < found / repeats < power + 0.14
+
+
+def _copy_test(name: str, chance: float) -> Judgeable:
+    return Judgeable("data-copying", name, "space", 0.0, 0.0, None, 0.0, None, chance, "words")
+
+
+@pytest.mark.parametrize(
+    ("tests", "outcome"),
+    [
+        ({AUTHENTICITY: 0.5, C_T: 0.5}, "pass"),
+        ({AUTHENTICITY: 1e-9, C_T: 0.5}, "fail"),
+        ({AUTHENTICITY: 0.5}, "not resolvable"),
+        ({AUTHENTICITY: 1e-9}, "fail"),
+        ({}, "not run"),
+    ],
+)
+def test_copying_is_not_absent_where_it_was_not_looked_for(
+    tests: dict[str, float], outcome: str
+) -> None:
+    policy = _policy(Gate(measure="data-copying"))
+    looked = [_copy_test(name, chance) for name, chance in tests.items()]
+    results = judge([measure(_scored(), 0.001, 0)], [], looked, _no_copies(), policy, None)
+    assert decide(results, policy)[0].outcome == outcome
 
 
 def test_groups_take_the_other_half_of_alpha_and_see_less() -> None:

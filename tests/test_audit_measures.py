@@ -143,6 +143,12 @@ def test_copying_shows_against_membership_dealt_anew_and_typical_images_do_not()
     assert fair.value < -2  # C_T by itself cries wolf
 
 
+def test_c_t_says_nothing_where_no_cell_can_be_tested() -> None:
+    real, member, patients = _real()
+    few = RNG.normal(size=(9, 4))  # fewer than ten in any cell
+    assert data_copying(find_neighbours(few, real, member, patients), RNG) is None
+
+
 def test_reidentification_counts_members_above_their_share() -> None:
     real, member, patients = _real()
     copied = reidentify(real[member], real, member, patients)

@@ -20,6 +20,8 @@ from synth_common.audit.attacks import (
 )
 from synth_common.audit.candidates import Case
 from synth_common.audit.copying import (
+    AUTHENTICITY,
+    C_T,
     CopyTest,
     authenticity,
     data_copying,
@@ -81,7 +83,7 @@ class SpaceResults:
     Attributes:
         encoder: The space.
         scored: Attacks with a score per patient. SENSITIVE.
-        copying: Tests for copying of the whole set, by name.
+        copying: Tests for copying of the whole set, by name; those that could be run.
         reidentified: Singling out.
         linked: Linking; None where no patient has two images on both sides.
         inferred: Attribute inference by attribute: right guesses of members against others.
@@ -143,10 +145,9 @@ def attack_space(
         scored.append(_scored(case, attack, encoder.name, confidence, scored[0].blind))
         inferred[name] = _right_guesses(case, right)
     tell(f"{encoder.name}: copying, re-identification, linking")
-    copying = {
-        "Authenticity": authenticity(found, numpy_stream(*stream, "authenticity")),
-        "Data copying, C_T": data_copying(found, numpy_stream(*stream, "copying")),
-    }
+    copying = {AUTHENTICITY: authenticity(found, numpy_stream(*stream, "authenticity"))}
+    if (test := data_copying(found, numpy_stream(*stream, "copying"))) is not None:
+        copying[C_T] = test
     return SpaceResults(
         encoder,
         scored,

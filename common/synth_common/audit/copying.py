@@ -21,6 +21,9 @@ from synth_common.audit.distances import Index, nearest
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
+AUTHENTICITY = "Authenticity"
+C_T = "Data copying, C_T"
+
 _KEPT = 64
 _DEALS = 200
 _MOST_CELLS = 10
@@ -106,12 +109,13 @@ def authenticity(found: Neighbours, rng: np.random.Generator) -> CopyTest:
     return _against_deals(statistic, found, rng)
 
 
-def data_copying(found: Neighbours, rng: np.random.Generator) -> CopyTest:
+def data_copying(found: Neighbours, rng: np.random.Generator) -> CopyTest | None:
     """C_T of Meehan, Chaudhuri and Dasgupta 2020 (section 3.2); far below 0 means copying.
 
     In every cell, the z of a Mann-Whitney test whether synthetic images lie farther from the
     training set than held-out images do (one per patient); the mean, weighted by the
-    held-out images of the cells. Cells with fewer than 10 of either are left out.
+    held-out images of the cells. Cells with fewer than 10 of either are left out; None where no
+    cell is left, or where most deals of membership leave none.
     """
     single = np.zeros(len(found.patients), dtype=bool)
     single[np.unique(found.patients, return_index=True)[1]] = True
@@ -126,9 +130,10 @@ def data_copying(found: Neighbours, rng: np.random.Generator) -> CopyTest:
             if min(len(drawn), len(real)) >= _LEAST_PER_CELL:
                 total += len(real) * _rank_z(drawn, real)
                 weight += len(real)
-        return total / weight if weight else 0.0
+        return total / weight if weight else np.nan
 
-    return _against_deals(statistic, found, rng)
+    test = _against_deals(statistic, found, rng)
+    return None if np.isnan(test.value + test.control) else test
 
 
 def mixing(found: Neighbours, rng: np.random.Generator) -> CopyTest:
@@ -148,12 +153,18 @@ def mixing(found: Neighbours, rng: np.random.Generator) -> CopyTest:
 def _against_deals(
     statistic: Callable[[Flags], float], found: Neighbours, rng: np.random.Generator
 ) -> CopyTest:
-    """The statistic of the true members against that of members dealt out at random."""
+    """The statistic of the true members against that of members dealt out at random.
+
+    Deals in which it cannot be computed (nan) are left out; if they are most, the control is nan.
+    """
     patients = int(found.patients.max()) + 1
     truth = np.zeros(patients, dtype=bool)
     truth[found.patients[found.member]] = True
     value = statistic(found.member)
     deals = np.array([statistic(rng.permutation(truth)[found.patients]) for _ in range(_DEALS)])
+    deals = deals[~np.isnan(deals)]
+    if len(deals) <= _DEALS // 2:
+        return CopyTest(value, np.nan, [np.nan, np.nan], 1.0)
     centre, spread = float(deals.mean()), max(float(deals.std(ddof=1)), 1e-9)
     half = 1.96 * spread
     chance = float(norm.cdf((value - centre) / spread))

@@ -8,6 +8,7 @@ from typing import Literal
 
 from scipy.stats import norm
 
+from synth_common.audit.copying import AUTHENTICITY, C_T
 from synth_common.audit.judging import Judged, Results, Tested
 from synth_common.audit.measuring import Measured, detectable
 from synth_common.audit.policy import AuditPolicy, Gate, View
@@ -67,9 +68,7 @@ def _decide(gate: Gate, results: Results, policy: AuditPolicy) -> GateResult:
     if not tests:
         return GateResult(gate, "not run", None, "what it needs was not given; see not tested")
     if gate.measure == "data-copying":
-        found = [t.test for t, j in tests if j.verdict == "found"]
-        reason = f"found by {', '.join(found)}" if found else "no test found copying"
-        return GateResult(gate, "fail" if found else "pass", len(found), reason)
+        return _copying_gate(gate, tests)
     return _advantage_gate(gate, [t for t, _ in tests], limit, results.level)
 
 
@@ -160,6 +159,17 @@ def _by_limit(
     if high <= limit:
         return GateResult(gate, "pass", value, reason)
     return GateResult(gate, "not resolvable", value, f"{reason}: give more patients on both sides")
+
+
+def _copying_gate(gate: Gate, tests: Sequence[tuple[Tested, Judged]]) -> GateResult:
+    """Whether a test of the whole set found copying; each has to have been run in some space."""
+    found = [t.test for t, j in tests if j.verdict == "found"]
+    if found:
+        return GateResult(gate, "fail", len(found), f"found by {', '.join(found)}")
+    if missing := {AUTHENTICITY, C_T} - {t.test for t, _ in tests}:
+        reason = f"{', '.join(sorted(missing))} could be run in no space; see not tested"
+        return GateResult(gate, "not resolvable", None, reason)
+    return GateResult(gate, "pass", 0, "no test found copying")
 
 
 def _advantage_gate(gate: Gate, tests: Sequence[Tested], limit: float, level: float) -> GateResult:

@@ -18,6 +18,7 @@ from synth_common.audit.battery import (
     spaces,
 )
 from synth_common.audit.candidates import Case
+from synth_common.audit.copying import C_T
 from synth_common.audit.gates import GateResult, Outcome, decide, verdict
 from synth_common.audit.gathering import Gathered, Inputs, check_alike, gather, patient_groups
 from synth_common.audit.guarantee import patient_guarantee
@@ -169,6 +170,9 @@ def _tests(space: SpaceResults, untested: Untested) -> list[Tested]:
             "ten images each, is recorded for synthetic and real images alike",
         )
     name = space.encoder.name
+    if C_T not in space.copying:
+        why = "no cell of the space holds ten synthetic images and ten held-out patients"
+        untested.add(f"{C_T} ({name})", why)
     return [
         *copy_tests(space.copying, name),
         *link_tests(space.reidentified, space.linked, space.inferred, name),
