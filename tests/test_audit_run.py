@@ -209,6 +209,27 @@ def test_flat_folders_splits_and_colour_are_read(tmp_path: Path) -> None:
         outline(str(tmp_path / "empty"), "--members")
 
 
+def test_columns_ids_and_dates_follow_the_split_of_a_file(tmp_path: Path) -> None:
+    number = np.arange(12)
+    columns = {
+        "split": np.array(["train", "test"] * 6),
+        "labels": number // 2 % 2,
+        "patient_ids": np.array([f"p{n // 4}" for n in number]),
+        "sex": np.where(number % 4 < 2, "f", "m"),
+        "study_date": np.array([f"2020-01-{n + 1:02d}" for n in number]),
+    }
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32)).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", images=images, **columns)
+    part = outline(f"{tmp_path / 'own.npz'}:test", "--members")
+    assert part.patients is not None
+    assert part.patients.tolist() == columns["patient_ids"][1::2].tolist()
+    read = load_set(part, common_target([part], None), "own")
+    assert read.attributes["sex"].tolist() == columns["sex"][1::2].tolist()
+    assert read.images.patient_ids is not None
+    assert read.images.patient_ids.tolist() == part.patients.tolist()
+    assert (read.dates - read.dates[0]).tolist() == [0, 2, 4, 6, 8, 10]
+
+
 @dataclass(frozen=True)
 class Twin:
     """A run, the patients it was trained on, and its model."""

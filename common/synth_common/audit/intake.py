@@ -257,12 +257,12 @@ def _npz_outline(path: Path, splits: tuple[str, ...] | None, option: str) -> Out
                 raise DataError(
                     f"{option} {path}: found no images under the keys {', '.join(archive.files)}"
                 )
-            count = sum(len(part) for part in pictures)
             labels = list(_parts(archive, "labels", splits))
             names = [str(n) for n in archive["class_names"]] if "class_names" in archive else []
-            own = "images" in archive.files and splits is None
-            columns = dict(_npz_columns(archive, count)) if own else {}
-            patients = archive["patient_ids"] if own and "patient_ids" in archive else None
+            own = _rows_taken(archive, splits)
+            columns = {} if own is None else dict(_npz_columns(archive, own))
+            known = own is not None and "patient_ids" in archive
+            patients = archive["patient_ids"][own] if known else None
     except (OSError, ValueError, EOFError) as err:
         raise DataError(f"{option} {path}: not a readable .npz file: {err}") from err
     if any(part.ndim not in (3, 4) for part in pictures):
@@ -297,18 +297,26 @@ def _parts(
                 if key in archive:
                     yield archive[key]
     elif what in archive:
-        array = archive[what]
-        if splits is not None and "split" in archive:
-            array = array[np.isin(text_column(archive["split"]), splits)]
-        yield array
+        yield archive[what] if splits is None else archive[what][_rows_taken(archive, splits)]
+
+
+def _rows_taken(
+    archive: Mapping[str, npt.NDArray[Any]], splits: tuple[str, ...] | None
+) -> npt.NDArray[np.bool_] | None:
+    """Rows of the own layout that the splits take; None in the layouts without further columns."""
+    if "images" not in archive or "train_images" in archive or "x_train" in archive:
+        return None
+    if splits is None or "split" not in archive:
+        return np.ones(len(archive["images"]), dtype=bool)
+    return np.isin(text_column(archive["split"]), splits)
 
 
 def _npz_columns(
-    archive: Mapping[str, npt.NDArray[Any]], count: int
+    archive: Mapping[str, npt.NDArray[Any]], rows: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[str, Column]]:
-    """Further columns: one value per image."""
+    """Further columns, one value per image: those of the rows taken."""
     for key in archive:
         if key not in _NPZ_KNOWN:
             array = archive[key]
-            if array.shape == (count,) and array.dtype.kind in "USiufb":
-                yield key, text_column(array)
+            if array.shape == rows.shape and array.dtype.kind in "USiufb":
+                yield key, text_column(array[rows])
