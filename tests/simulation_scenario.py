@@ -66,10 +66,10 @@ nominal_patients = 120
 """
 
 
-def write_tiny(folder: Path, sites: int = 2) -> Path:
-    """Write the scenario as ``tiny.toml`` and return its path."""
+def write_tiny(folder: Path, sites: int = 2, patients: int = 18) -> Path:
+    """Write the scenario, with so many patients a site, as ``tiny.toml`` and return its path."""
     names = ("alpha", "beta", "gamma", "delta")[:sites]
-    text = TINY.replace("{patients}", str(18 * sites))
+    text = TINY.replace("{patients}", str(patients * sites))
     text = text.replace("{sites}", "".join(_SITE.format(name=name) for name in names))
     path = folder / "tiny.toml"
     path.write_text(text, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,8 @@ def _npz(path: Path, images: ImageSet, **columns: np.ndarray) -> Path:
     ids = {} if images.patient_ids is None else {"patient_ids": images.patient_ids}
     names = np.array(images.class_names)
     pixels = np.rint(images.images[:, 0] * 255).astype(np.uint8)
-    np.savez(path, images=pixels, labels=names[images.labels], **ids, **columns)
+    sites = {} if images.sites is None else {"site": images.sites}
+    np.savez(path, images=pixels, labels=names[images.labels], **ids, **sites, **columns)
     return path
 
 
@@ -230,6 +231,11 @@ def test_columns_ids_and_dates_follow_the_split_of_a_file(tmp_path: Path) -> Non
     assert (read.dates - read.dates[0]).tolist() == [0, 2, 4, 6, 8, 10]
 
 
+def _at(site: str, images: ImageSet) -> ImageSet:
+    """The images of one hospital."""
+    return replace(images, sites=np.full(len(images), site))
+
+
 @dataclass(frozen=True)
 class Twin:
     """A run, the patients it was trained on, and its model."""
@@ -257,14 +263,14 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
     from synth_sim.scenario import load_scenario
 
     folder = tmp_path_factory.mktemp("twins")
-    path = str(write_tiny(folder))
+    path = str(write_tiny(folder, patients=27))
     found = {}
     for epsilon in ("inf", "1"):
         out = folder / epsilon
         scenario = load_scenario(path, [*TRAINING, f"privacy.epsilon={epsilon}"])
         run_scenario(scenario, RunOptions(out, keep_updates=True))
-        sites = [load_site(site).train for site in sorted((out / "sites").iterdir())]
-        found[epsilon] = Twin(out, concatenate(sites))
+        sites = [load_site(site) for site in sorted((out / "sites").iterdir())]
+        found[epsilon] = Twin(out, concatenate([_at(s.name, s.train) for s in sites]))
     return found
 
 
@@ -277,6 +283,8 @@ def test_an_overfitted_model_is_found_and_its_private_twin_is_not(
     others, fresh, third = (
         phantoms(60, seed, images=(1, 2), target=target, look="radiograph") for seed in (21, 22, 23)
     )
+    half = others.units() < 30
+    others = concatenate([_at("alpha", others.subset(half)), _at("beta", others.subset(~half))])
     found = {}
     for epsilon, twin in twins.items():
         out = tmp_path / f"out-{epsilon}"
@@ -294,17 +302,45 @@ def test_an_overfitted_model_is_found_and_its_private_twin_is_not(
         found[epsilon] = (
             code,
             {a["attack"] for a in audit["attacks"] if a["verdict"] == "found"},
-            {a["view"] for a in audit["attacks"]},
+            {(a["view"], a["members"]) for a in audit["attacks"]},
             audit["ceiling"],
         )
     code, attacks, views, ceiling = found["inf"]
     assert (code, ceiling["epsilon"], ceiling["tpr_at_1pct"]) == (21, "inf", 1.0)
     assert "VAE reconstruction error" in attacks
-    assert views == {"images", "model", "server"}
+    members = twins["inf"].members
+    assert members.sites is not None
+    of_sites = {
+        ("server", members.subset(members.sites == site).unit_count()) for site in ("alpha", "beta")
+    }
+    everybody = members.unit_count()
+    assert views == {("images", everybody), ("model", everybody)} | of_sites
     code, attacks, _, ceiling = found["1"]
     assert (code, attacks) == (22, set())
     assert 0.0 < ceiling["epsilon"] <= 1.0
     assert ceiling["tpr_at_1pct"] < 0.04
+
+
+@pytest.mark.slow
+def test_updates_of_several_sites_need_to_know_whose_the_patients_are(
+    twins: dict[str, Twin], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin = twins["inf"]
+    members = replace(twin.members, sites=None)
+    target = Target(size=28, channels=1, classes=members.class_names)
+    others, fresh = (
+        phantoms(60, seed, images=(1, 2), target=target, look="radiograph") for seed in (21, 22)
+    )
+    code = _call(
+        *("run", "--synthetic", _npz(tmp_path / "s.npz", fresh)),
+        *("--members", _npz(tmp_path / "m.npz", members)),
+        *("--nonmembers", _npz(tmp_path / "n.npz", others)),
+        *("--model", twin.run, "--updates", twin.run / "updates", "--out", tmp_path / "out"),
+    )
+    told = capsys.readouterr()
+    assert code == 2
+    assert "--updates holds those of alpha, beta, and no column `site`" in told.err
+    assert "membership attacks" not in told.out  # before anything long
 
 
 @pytest.mark.slow

@@ -33,6 +33,8 @@ def test_the_sets_are_the_sites_train_and_holdout_and_private(tmp_path: Path) ->
         assert again.patient_ids is not None
         assert images.patient_ids is not None
         assert len(set(again.patient_ids)) == len(set(images.patient_ids))
+        with np.load(path) as archive:
+            assert set(archive["site"]) == {"north"}
     again_call = CliRunner().invoke(app, call)
     assert again_call.exit_code != 0
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from synth_client.site import Site
 from synth_common.errors import ConfigError, StorageError
@@ -26,7 +29,13 @@ def write_audit_sets(site: Site, out: Path) -> tuple[Path, Path]:
     for name in (MEMBERS, NONMEMBERS):
         if (out / name).exists():
             raise ConfigError(f"--out {out}: {name} is there already; choose another folder")
-    return write_private(out / MEMBERS, site.train), write_private(out / NONMEMBERS, site.holdout)
+    train, holdout = _of_site(site, site.train), _of_site(site, site.holdout)
+    return write_private(out / MEMBERS, train), write_private(out / NONMEMBERS, holdout)
+
+
+def _of_site(site: Site, images: ImageSet) -> ImageSet:
+    """Images that say whose they are: an audit of updates needs to know."""
+    return replace(images, sites=np.full(len(images), site.name))
 
 
 def write_private(path: Path, images: ImageSet) -> Path:

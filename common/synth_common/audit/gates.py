@@ -77,7 +77,7 @@ def _not_run(view: View) -> str:
     needs = {
         "images": "no attack could be run",
         "model": "no model was given (--model), or there is no attack on its family's weights yet",
-        "server": "no updates were given (--updates)",
+        "server": "no updates were given (--updates), or too few candidates are from their sites",
     }
     return needs[view]
 
@@ -99,8 +99,7 @@ def _membership_gate(
             f"AUC {worst.auc.value:.3f}"
         )
         return GateResult(gate, "fail", len(found), reason)
-    sides = own[0][0].sides
-    seen = detectable(sides, power, results.level)
+    seen, sides = max((detectable(m.sides, power, results.level), m.sides) for m, _ in own)
     unread = [m for m, j in every if j.verdict == "not resolvable"]
     if unread:
         reason = (

@@ -168,7 +168,7 @@ def patient_groups(gathered: Gathered, remote: npt.NDArray[np.float64]) -> dict[
         columns = {"class": text_column(np.array(names)[gathered.real.labels]), **columns}
     for column, values in columns.items():
         for value, chosen in _values(values):
-            groups[f"{column} {value}"] = _any_image(chosen, gathered.patients)
+            groups[f"{column} {value}"] = of_patients(chosen, gathered.patients)
     farthest = np.full(int(gathered.patients.max()) + 1, -np.inf)
     np.maximum.at(farthest, gathered.patients, remote)
     groups["outliers (the most unusual tenth)"] = farthest >= np.quantile(farthest, 0.9)
@@ -192,8 +192,8 @@ def _values(column: npt.NDArray[np.str_]) -> list[tuple[str, Flags]]:
     return found
 
 
-def _any_image(chosen: Flags, patients: npt.NDArray[np.int64]) -> Flags:
-    """Patients (P,) of whom an image was chosen."""
+def of_patients(chosen: Flags, patients: npt.NDArray[np.int64]) -> Flags:
+    """Patients (P,) of whom an image (N,) was chosen."""
     return np.bincount(patients, weights=chosen) > 0
 
 

@@ -51,6 +51,7 @@ class Scored:
         members: (M,).
         nonmembers: (N,).
         blind: The same of the blind baseline: (M,) and (N,).
+        within: Patients of the audit who are scored, members first; None means all.
     """
 
     view: View
@@ -59,6 +60,7 @@ class Scored:
     members: Array
     nonmembers: Array
     blind: tuple[Array, Array]
+    within: Flags | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,10 @@ def measure(scored: Scored, level: float, seed: int) -> Measured:
 
 def measure_group(scored: Scored, group: str, chosen: Flags, seed: int) -> Measured | None:
     """Rates within a group of patients (P,), members first; None where it is too small."""
+    if scored.within is not None:
+        chosen = chosen[scored.within]
+        if chosen.all():
+            return None  # already looked at
     split = len(scored.members)
     first, second = chosen[:split], chosen[split:]
     if min(first.sum(), second.sum()) < FEWEST:

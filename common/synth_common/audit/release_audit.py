@@ -24,8 +24,9 @@ from synth_common.audit.gathering import Gathered, Inputs, check_alike, gather, 
 from synth_common.audit.guarantee import patient_guarantee
 from synth_common.audit.judging import Tested, copy_tests, judge, link_tests
 from synth_common.audit.measuring import FEWEST, Measured, Scored, measure, measure_group
-from synth_common.audit.policy import View, WrittenPolicy
-from synth_common.audit.released_model import ReleasedModel, model_scores, update_scores
+from synth_common.audit.policy import WrittenPolicy
+from synth_common.audit.released_model import ReleasedModel, model_scores
+from synth_common.audit.server_view import require_sites, server_scores
 from synth_common.errors import DataError
 from synth_common.facts import Fact
 
@@ -68,6 +69,7 @@ def audit_release(
 
     Raises:
         UnlikeError: Members and non-members are not alike; nothing was attacked.
+        ConfigError: Updates of several sites, and no column ``site``.
         DataError: Fewer than 20 members, non-members, reference or synthetic images.
     """
     policy = written.policy
@@ -75,6 +77,7 @@ def audit_release(
     likeness = check_alike(inputs, policy)
     gathered = gather(inputs, seed)
     _require_enough(gathered)
+    require_sites(gathered, model)
     untested = Untested()
     found = [
         attack_space(gathered, encoder, dict(inputs.synthetic.attributes), seed, tell)
@@ -138,15 +141,8 @@ def _white_box(
         return []
     family = model.plan.generator.family
     tell(f"white-box attacks on the {family}")
-    found: dict[tuple[View, str], Array] = {
-        ("model", name): scores
-        for name, scores in model_scores(model.generator, gathered.real).items()
-    }
-    for site, updates in model.updates.items():
-        tell(f"updates of {site}: {len(updates)} rounds")
-        name = f"Update inner product: {site}"
-        found["server", name] = update_scores(model.generator, updates, gathered.real)
-    if not any(view == "model" for view, _ in found):
+    found = model_scores(model.generator, gathered.real)
+    if not found:
         untested.add(
             "White-box attacks on the model",
             f"none is known for the family {family}, whose weights hold released sums",
@@ -154,8 +150,11 @@ def _white_box(
     empty = np.zeros((0, 0))
     case = Case(empty, gathered.member, gathered.patients, empty, empty)
     return [
-        Scored(view, name, f"the released {family}", *case.by_patient(scores), blind)
-        for (view, name), scores in found.items()
+        *(
+            Scored("model", name, f"the released {family}", *case.by_patient(scores), blind)
+            for name, scores in found.items()
+        ),
+        *server_scores(gathered, model, blind, untested, tell),
     ]
 
 
