@@ -243,7 +243,7 @@ def _about(card: Card) -> dict[str, Any]:
         "cite_as": charter.citation,
         "limits": list(charter.limits),
         "uses": charter.purpose,
-        "privacy": f"No record is of a person. The generator learnt from patients: "
+        "privacy": "Every record was drawn by a generator that learnt from patients: "
         f"{card.guarantee}.",
     }
 
