@@ -32,6 +32,10 @@ def test_nearest_and_shares_are_those_of_all_pairs() -> None:
     distance, index = nearest(points, targets, 3)
     np.testing.assert_allclose(distance, np.sort(pairs, axis=1)[:, :3], rtol=1e-12)
     np.testing.assert_array_equal(index[:, 0], pairs.argmin(axis=1))
+    scale = RNG.uniform(0.5, 2.0, size=len(targets))
+    distance, index = nearest(points, targets, 3, scale)
+    np.testing.assert_allclose(distance, np.sort(pairs / scale, axis=1)[:, :3], rtol=1e-12)
+    np.testing.assert_array_equal(index[:, 0], (pairs / scale).argmin(axis=1))
     np.testing.assert_allclose(share_within(points, targets, 3.0), (pairs <= 3).mean(axis=1))
     assert nearest(points, targets[:2], 5)[0].shape == (700, 2)
     with pytest.raises(DataError, match="no images"):
@@ -155,8 +159,34 @@ def test_reidentification_counts_members_above_their_share() -> None:
     assert copied.member_share == 1.0
     assert copied.control_share == 0.5
     assert copied.chance < 1e-6
+    assert copied.singled_out == 200
     fresh = reidentify(RNG.normal(size=(400, 4)), real, member, patients)
     assert abs(fresh.advantage) < 4 * fresh.error
+
+
+def test_a_hub_is_one_patient_however_many_images_are_near_it() -> None:
+    real, member, patients = _real()
+    real[0] = 0.0  # a member in the middle of many alike synthetic images
+    alike = RNG.normal(0, 0.05, (300, 4))
+    found = reidentify(alike, real, member, patients)
+    assert found.singled_out > 3
+    assert found.chance > 0.01
+
+
+def test_few_copies_among_many_images_single_out_their_patients() -> None:
+    real, member, patients = _real()
+    images = RNG.normal(size=(400, 4))
+    images[::4] = real[:100] + RNG.normal(0, 0.01, (100, 4))
+    found = reidentify(images, real, member, patients)
+    assert found.chance < 1e-4
+    assert found.advantage > 3 * found.error
+
+
+def test_a_gallery_smaller_than_the_set_is_not_matched_whole() -> None:
+    """If every patient were matched, nothing could be seen, and nothing would be found."""
+    real, member, patients = _real()
+    found = reidentify(RNG.normal(size=(4000, 4)), real, member, patients)
+    assert found.singled_out < 0.75 * found.gallery
 
 
 def test_linking_goes_by_way_of_the_synthetic_images() -> None:

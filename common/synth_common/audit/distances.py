@@ -17,16 +17,19 @@ Index = npt.NDArray[np.int64]
 _BLOCK = 512
 
 
-def nearest(points: Array, targets: Array, count: int = 1) -> tuple[Array, Index]:
+def nearest(
+    points: Array, targets: Array, count: int = 1, scale: Array | None = None
+) -> tuple[Array, Index]:
     """The ``count`` nearest targets of every point, nearest first.
 
     Args:
         points: (N, D).
         targets: (T, D), T >= 1.
         count: How many; at most T are returned.
+        scale: (T,), above 0: what distances to each target are divided by; None for 1.
 
     Returns:
-        Euclidean distances (N, K) and positions (N, K).
+        Euclidean distances (N, K), divided by ``scale``, and positions (N, K).
 
     Raises:
         DataError: There are no targets.
@@ -35,18 +38,23 @@ def nearest(points: Array, targets: Array, count: int = 1) -> tuple[Array, Index
         raise DataError("no images to measure distances to")
     count = min(count, len(targets))
     low, norms = _prepared(targets)
+    units = np.ones(len(targets)) if scale is None else scale
+    weight = (units**-2)[None].astype(np.float32)
     index = np.empty((len(points), count), dtype=np.int64)
     for start in range(0, len(points), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        # |x|^2 is the same for all targets of a point, so it may stay out.
         score = norms - 2.0 * (points[rows].astype(np.float32) @ low.T)
+        if scale is not None:
+            # Without a scale |x|^2 is the same for all targets of a point, and may stay out.
+            own = np.einsum("nd,nd->n", points[rows], points[rows])[:, None].astype(np.float32)
+            score = (score + own) * weight
         index[rows] = np.argpartition(score, count - 1, axis=1)[:, :count]
     distance = np.empty(index.shape)
     for start in range(0, len(points), _BLOCK):
         rows = slice(start, start + _BLOCK)
         for k in range(count):
             gap = points[rows] - targets[index[rows, k]]
-            distance[rows, k] = np.sqrt(np.einsum("nd,nd->n", gap, gap))
+            distance[rows, k] = np.sqrt(np.einsum("nd,nd->n", gap, gap)) / units[index[rows, k]]
     order = np.argsort(distance, axis=1, kind="stable")
     return np.take_along_axis(distance, order, axis=1), np.take_along_axis(index, order, axis=1)
 

@@ -173,7 +173,7 @@ def link_tests(
             reidentified.error,
             None,
             reidentified.chance,
-            f"gallery of {reidentified.gallery:,} patients",
+            f"{reidentified.singled_out:,} of {reidentified.gallery:,} patients are singled out",
         )
     ]
     if linked is not None:

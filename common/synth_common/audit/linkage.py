@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
+from scipy.stats import hypergeom
 
 from synth_common.audit.distances import Index, nearest
 from synth_common.audit.statistics import Difference, share_difference
@@ -18,16 +18,19 @@ from synth_common.audit.statistics import Difference, share_difference
 Array = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 
+_SCALED_BY = 10
+
 
 @dataclass(frozen=True)
 class Reidentification:
-    """Top-1 match of synthetic images in a gallery of members and others.
+    """Patients who are singled out: the top-1 match of a synthetic image in a gallery of both.
 
     Attributes:
-        member_share: Share of synthetic images whose nearest real image is a member's.
+        member_share: Share of members among the patients singled out.
         control_share: The same if membership told nothing: the share of members in the gallery.
-        error: Standard error of the first under that assumption, over patients.
+        error: Standard error of the first under that assumption.
         chance: Probability of so high a share by chance.
+        singled_out: Patients singled out.
         gallery: Patients in the gallery.
     """
 
@@ -35,6 +38,7 @@ class Reidentification:
     control_share: float
     error: float
     chance: float
+    singled_out: int
     gallery: int
 
     @property
@@ -44,7 +48,13 @@ class Reidentification:
 
 
 def reidentify(synthetic: Array, real: Array, member: Flags, patients: Index) -> Reidentification:
-    """Match every synthetic image with its nearest real one.
+    """Match synthetic images with their nearest real one, and look at who is matched.
+
+    In many dimensions a few real images are the nearest of very many synthetic ones (hubs), and
+    whether those few are members is chance. So distances are divided by the mean distance of
+    the real image to its ten nearest synthetic ones (NICDM; Jegou et al. 2007, Schnitzer
+    et al. 2012, JMLR 13), and each patient counts once. At most as many synthetic images are
+    matched as there are patients; more would match everybody.
 
     Args:
         synthetic: (S, D).
@@ -55,15 +65,16 @@ def reidentify(synthetic: Array, real: Array, member: Flags, patients: Index) ->
     count = int(patients.max()) + 1
     truth = np.zeros(count, dtype=bool)
     truth[patients[member]] = True
-    hits = np.bincount(patients[nearest(synthetic, real)[1][:, 0]], minlength=count)
-    expected = float(truth.mean())
-    # Variance of a sum over the members if they were a random choice of the patients
-    # (sampling without replacement from a finite population; Cochran 1977, equation 2.8).
-    variance = truth.sum() * (count - truth.sum()) / count * hits.var(ddof=1)
-    error = float(np.sqrt(variance)) / len(synthetic)
-    share = float(hits[truth].sum()) / len(synthetic)
-    chance = float(norm.sf((share - expected) / error)) if error > 0 else 1.0
-    return Reidentification(share, expected, error, chance, count)
+    scale = np.maximum(nearest(real, synthetic, _SCALED_BY)[0].mean(axis=1), 1e-12)
+    probes = np.linspace(0, len(synthetic) - 1, min(count, len(synthetic))).astype(np.int64)
+    matched = nearest(synthetic[probes], real, 1, scale)[1][:, 0]
+    singled_out = np.unique(patients[matched])
+    found, hits, members = len(singled_out), int(truth[singled_out].sum()), int(truth.sum())
+    expected, share = members / count, hits / found
+    # Drawn without replacement from the gallery: hypergeometric.
+    variance = expected * (1 - expected) / found * (count - found) / max(1, count - 1)
+    chance = float(hypergeom.sf(hits - 1, count, members, found))
+    return Reidentification(share, expected, float(np.sqrt(variance)), chance, found, count)
 
 
 @dataclass(frozen=True)
