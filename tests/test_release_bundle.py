@@ -328,6 +328,20 @@ def test_versions_are_semantic(version: str) -> None:
         ReleaseName("lungs", version)
 
 
+@pytest.mark.parametrize(
+    ("name", "version", "said"),
+    [
+        ("anonymous-lungs", "1.0.0", r"--name 'anonymous-lungs': says \"anonymous\".*what the"),
+        ("lungs_ANONYMISED", "1.0.0", r"--name 'lungs_ANONYMISED': says"),
+        ("lungs", "1.0.0-anonym.1", r"--version '1\.0\.0-anonym\.1': says \"anonym\""),
+    ],
+)
+def test_a_name_claims_nothing(name: str, version: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ReleaseName(name, version)
+    assert ReleaseName("pseudonym-lungs", "1.0.0-rc.1").folder == "pseudonym-lungs-1.0.0-rc.1"
+
+
 def _refact(run: Path, **values: Any) -> None:
     FactLog(run / "facts.jsonl").extend(
         Fact(name.replace("__", "."), value, "public", "test") for name, value in values.items()
