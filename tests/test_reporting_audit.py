@@ -1,7 +1,8 @@
-"""The audit's page: gates whose limits and figures say what they mean."""
+"""The audit's page: gates whose limits and figures say what they mean, legends that name all."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +12,7 @@ from page_checks import parsed
 from synth_common.audit.policy import Measure
 from synth_common.facts import Fact
 from synth_common.reporting.audit_page import render_audit
+from synth_common.reporting.audit_plots import roc_plot
 from synth_common.reporting.audit_report import build_audit
 from synth_common.reporting.gate_words import gate_words
 
@@ -62,3 +64,46 @@ def test_the_page_prints_them_in_the_row_of_their_gate(tmp_path: Path) -> None:
     page = render_audit(build_audit([Fact("audit.gate", gate, "public", "test")]), tmp_path)
     row = "".join(parsed(page).text).split("No attack finds members")[1].split("Outcome")[0]
     assert row.startswith("Images onlyAUC 0.6 must be resolvable0 attacks")
+
+
+def _attack(name: str, space: str) -> dict[str, Any]:
+    roc = [[i / 10, (i / 10) ** 0.5] for i in range(11)]
+    return {"attack": name, "space": space, "roc": roc, "tpr_at_1pct": 0.03}
+
+
+def _ceiling(curve: Any) -> dict[str, Any]:
+    return {"epsilon": 2.0, "curve": curve, "tpr_at_1pct": 0.07}
+
+
+def _lines(part: str) -> set[tuple[str, str]]:
+    """Colour and dashes of every line that is neither grid nor frame."""
+    found = set()
+    for style in re.findall(r'style="(fill: none;[^"]+)"', part):
+        stroke = re.search(r"stroke: (#\w+)", style)
+        dashes = re.search(r"stroke-dasharray: ([^;]+)", style)
+        if stroke is not None and stroke[1] not in ("#e3e7eb", "#8a94a0"):
+            found.add((stroke[1], dashes[1] if dashes else "solid"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "named"),
+    [
+        (_ceiling([[0.001, 0.007], [0.1, 0.7], [1.0, 1.0]]), True),
+        (_ceiling("NOT RECORDED"), False),
+        (None, False),
+    ],
+)
+def test_the_legend_of_the_roc_names_every_line_and_no_other(
+    ceiling: dict[str, Any] | None, named: bool
+) -> None:
+    attacks = [_attack(name, s) for s in ("one", "two") for name in ("A", "B", "C", "D")]
+    plot = roc_plot("roc", attacks, ceiling)
+    assert plot is not None
+    drawn, _, legend = plot.svg.partition('id="roc-legend_1"')
+    assert _lines(drawn) == _lines(legend)
+    assert len(_lines(legend)) == 5 + named
+    assert len({dashes for _, dashes in _lines(legend)}) == 4 + named  # chance and A are solid
+    for label in ("chance (guessing)", *"ABCD"):
+        assert f">{label}</text>" in legend
+    assert ("most that epsilon 2.00 allows any attack" in legend) is named

@@ -29,8 +29,13 @@ _KINDS = (
     ("Control", "control_auc", "control_interval"),
 )
 _LEAST = 2e-4
-_CEILING_STYLE: Mapping[str, Any] = {"color": DANGER, "linestyle": (0, (4, 2)), "linewidth": 1.4}
-_GUESS_STYLE: Mapping[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (1, 2))}
+# Neither is in the dashes of a series: these lines are no attack.
+_CEILING_STYLE: Mapping[str, Any] = {
+    "color": DANGER,
+    "linestyle": (0, (4, 1, 1, 1, 1, 1)),
+    "linewidth": 1.6,
+}
+_GUESS_STYLE: Mapping[str, Any] = {"color": MUTED, "linewidth": 0.9}
 
 
 def auc_plot(name: str, attacks: Sequence[Mapping[str, Any]]) -> Plot | None:
@@ -116,7 +121,7 @@ def _rows(
             ends = record[span]
             if isinstance(ends, list) and len(ends) == 2:
                 axes.plot(ends, [y, y], color=style["color"], linewidth=1.1)
-    axes.axvline(0.5, color=MUTED, linewidth=0.9)
+    axes.axvline(0.5, **_GUESS_STYLE)
     axes.set_yticks(range(len(names)), list(names) if named else [""] * len(names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("AUC (0.5 is guessing)")
@@ -125,12 +130,17 @@ def _rows(
 def roc_plot(
     name: str, attacks: Sequence[Mapping[str, Any]], ceiling: Mapping[str, Any] | None
 ) -> Plot | None:
-    """ROC of every attack in logarithms, a panel per space, with what epsilon allows."""
+    """ROC of every attack in logarithms, a panel per space, with chance and what epsilon allows.
+
+    Its legend names every line that is drawn, and no other.
+    """
     drawn = [a for a in attacks if isinstance(a["roc"], list) and a["roc"]]
     if not drawn:
         return None
     spaces = list(dict.fromkeys(str(a["space"]) for a in drawn))
     names = list(dict.fromkeys(str(a["attack"]) for a in drawn))
+    curve = None if ceiling is None else ceiling["curve"]
+    curve = curve if isinstance(curve, list) else None
     alt = "True positives at 1 % false positives: " + listed(
         [f"{a['attack']} in {a['space']} {measured(a['tpr_at_1pct'])}" for a in drawn], most=14
     )
@@ -144,8 +154,8 @@ def roc_plot(
         grid = figure.subplots(1, len(spaces), squeeze=False, sharey=True)
         for axes, space in zip(grid.flat, spaces, strict=True):
             axes.plot([_LEAST, 1], [_LEAST, 1], **_GUESS_STYLE)
-            if ceiling is not None and isinstance(ceiling["curve"], list):
-                axes.plot(*zip(*ceiling["curve"], strict=True), **_CEILING_STYLE)
+            if curve is not None:
+                axes.plot(*zip(*curve, strict=True), **_CEILING_STYLE)
             for attack in (a for a in drawn if a["space"] == space):
                 style = series_style(names.index(str(attack["attack"])))
                 points = [(max(x, _LEAST), max(y, _LEAST)) for x, y in attack["roc"]]
@@ -159,10 +169,10 @@ def roc_plot(
             axes.set_title(_title(space))
         grid[0][0].set_ylabel("True positive rate")
         styles = [{**series_style(i), "marker": None} for i in range(len(names))]
-        labels = [*names, "guessing"]
+        labels = [*names, "chance (guessing)"]
         handles = [*styles, dict(_GUESS_STYLE)]
-        if ceiling is not None:
-            labels.append(f"most that epsilon {epsilon_text(ceiling['epsilon'])} allows")
+        if ceiling is not None and curve is not None:
+            labels.append(f"most that epsilon {epsilon_text(ceiling['epsilon'])} allows any attack")
             handles.append(dict(_CEILING_STYLE))
         legend(figure, [key(h) for h in handles], labels)
 
