@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 from page_checks import CHROMIUM, browser_faults, faults, parsed
 from reporting_facts import SITES, run_facts, write_samples
 
 from synth_common.charter import Charter, Expert, Licence, ResidualRisk, SiteCharter
 from synth_common.errors import ConfigError, DataError
 from synth_common.facts import CATALOGUE, Fact, FactLog
+from synth_common.generators import build_generator
+from synth_common.plan import Family, GeneratorPlan
 from synth_common.reporting import pdf
 from synth_common.reporting.clauses import load_clauses
 from synth_common.reporting.ethics import EthicsInput, build_ethics, write_ethics
@@ -144,6 +147,24 @@ def test_a_fact_that_is_missing_is_counted_and_marked(name: str, whole: dict[str
     assert any(r["fact"].startswith(name) and not r["recorded"] for r in _rows(less))
     before = len([r for r in _rows(whole) if not r["recorded"]])
     assert less["missing"]["values"] > before
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_a_family_without_a_latent_space_lacks_no_direction(family: Family) -> None:
+    plan = GeneratorPlan(family=family, size=28, width=8, latent_dim=4)
+    latent = torch.zeros(1, plan.latent_dim)
+    walks = build_generator(plan, seed=0).decode(latent, torch.zeros(1, dtype=torch.long))
+    facts = [f for f in run_facts() if f.name != "samples.traversal"]
+    for fact in facts:
+        if fact.name == "plan.settings":
+            fact.value["generator"]["family"] = family
+    (row,) = _rows(_ethics(facts), "interpretability")
+    assert row["recorded"] is (walks is None)
+    if walks is None:
+        assert row["value"] == f"none: family {family} has no latent space"
+        assert row["fact"] == "plan.settings/generator/family"
+    (unknown,) = _rows(_ethics([]), "interpretability")
+    assert not unknown["recorded"]
 
 
 def test_a_site_speaks_for_itself_only(whole: dict[str, Any]) -> None:
