@@ -2,7 +2,7 @@
 
 It offers evidence for an assessment (the three criteria of WP216, a HIPAA expert determination,
 NIST SP 800-226) and decides nothing. Nothing is computed; what nobody recorded prints
-NOT RECORDED and is counted on the first screen.
+NOT RECORDED and is counted on the first screen, where dates in an odd order stand, too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from synth_common.reporting import ethics_measured as measured
 from synth_common.reporting import ethics_stated as stated
 from synth_common.reporting.clauses import load_clauses
 from synth_common.reporting.ethics_attacks import attacks
+from synth_common.reporting.ethics_dates import date_orders
 from synth_common.reporting.ethics_input import read_input
 from synth_common.reporting.evidence import Field, Record
 from synth_common.reporting.files import replace_text
@@ -83,6 +84,7 @@ def build_ethics(given: EthicsInput) -> dict[str, Any]:
         "simulation": report["run"]["simulation"],
         "guarantee": badge(report),
         "warnings": [w for w in report["warnings"] if w["severity"] != "note"],
+        "dates": date_orders(record),
         "charter": _charter(given.charter),
         "site_charters": {site: _charter(own) for site, own in given.charters.items()},
         "clauses": {"dated": clauses.dated, "sha256": clauses.sha256},
