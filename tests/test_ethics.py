@@ -86,7 +86,7 @@ def test_every_field_is_there_with_a_value_or_not_recorded_and_its_clauses(
         assert all(f["rows"] and f["clauses"] and f["asks"].endswith("?") for f in fields)
         for row in _rows(ethics):
             assert row["value"] not in ("", [], {})
-            assert row["recorded"] is (row["value"] != "NOT RECORDED")
+            assert row["recorded"] is ("NOT RECORDED" not in json.dumps(row["value"]))
             if row["recorded"]:
                 assert row["fact"]
                 assert row["source"]
@@ -147,6 +147,55 @@ def test_a_fact_that_is_missing_is_counted_and_marked(name: str, whole: dict[str
     assert any(r["fact"].startswith(name) and not r["recorded"] for r in _rows(less))
     before = len([r for r in _rows(whole) if not r["recorded"]])
     assert less["missing"]["values"] > before
+
+
+@pytest.mark.parametrize(
+    ("libraries", "value"),
+    [
+        ({}, "NOT RECORDED"),
+        ({"torch": "NOT RECORDED", "numpy": "2.0"}, {"torch": "NOT RECORDED", "numpy": "2.0"}),
+        ({"torch": "", "numpy": "2.0"}, {"torch": "NOT RECORDED", "numpy": "2.0"}),
+        ({"torch": {}}, {"torch": "NOT RECORDED"}),
+        ({"torch": ["2.0", ""]}, {"torch": ["2.0", "NOT RECORDED"]}),
+    ],
+)
+def test_an_empty_place_inside_a_value_is_missing(
+    libraries: dict[str, Any], value: Any, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    facts = [replace(f, value=libraries) if f.name == "run.versions" else f for f in run_facts()]
+    less = _ethics(facts, charter=CHARTER, charters={SITES[0]: NORTH})
+    row = next(r for r in _rows(less) if r["label"] == "Libraries")
+    assert (row["value"], row["recorded"]) == (value, False)
+    assert less["missing"]["values"] == whole["missing"]["values"] + 1
+    page = render_ethics(less, tmp_path)
+    assert page.count('class="lacks"') == less["missing"]["values"]
+    line = "".join(parsed(page).text).split("Libraries")[1].split("Command")[0]
+    assert "NOT RECORDED" in line
+    assert ("by nobody" in line) is (value == "NOT RECORDED")
+
+
+def test_what_is_empty_may_be_the_answer_and_none_is_one() -> None:
+    facts = run_facts()
+    for fact in facts:
+        if fact.name == "data.intake":
+            fact.value["set_aside"] = {}
+        if fact.name == "run.energy":
+            fact.value["gpu_joules"] = None
+    rows = {r["label"].partition(" of ")[0]: r for r in _rows(_ethics(facts))}
+    assert rows["Set aside"]["value"] == "none"
+    assert rows["Accelerators, joules"]["value"] is None
+    assert rows["Set aside"]["recorded"]
+    assert rows["Accelerators, joules"]["recorded"]
+
+
+def test_an_attack_that_lacks_a_figure_is_marked() -> None:
+    attack = {"attack": "LOGAN", "view": "images", "group": None, "verdict": "not found"}
+    audits = [Fact("audit.attack", attack | {"auc": auc}, "public", "a") for auc in (0.5, [])]
+    for fact, recorded in zip(audits, (True, False), strict=True):
+        ethics = _ethics([f for f in run_facts() if f.name != "membership.attack"], audits=[fact])
+        (row,) = _rows(ethics, "membership")
+        assert row["recorded"] is recorded
+        assert row["value"]["auc"] == (0.5 if recorded else "NOT RECORDED")
 
 
 @pytest.mark.parametrize("family", get_args(Family))
