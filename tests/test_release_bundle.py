@@ -41,7 +41,6 @@ from synth_common.release.drawing import draw, mix, splits
 from synth_common.release.marks import marking_fact
 from synth_common.release.metadata import scan
 from synth_common.release.names import ReleaseName
-from synth_common.release.papers import leaving
 from synth_common.release.statement import read_statement
 from synth_common.release.verdict import read_keys
 from synth_common.release.verify import verify_bundle
@@ -207,19 +206,6 @@ def test_the_mix_follows_released_shares_and_nothing_else() -> None:
     parts = splits(labels)
     assert [parts.count(s) for s in ("train", "val", "test")] == [140, 20, 40]
     assert len(set(labels[:20].tolist())) == 2  # shuffled
-
-
-def test_what_stays_at_a_site_leaves_in_a_simulation_only() -> None:
-    facts = [
-        Fact("run.id", "a", "public", "t"),
-        Fact("data.label_shares", {}, "released", "t"),
-        Fact("quality.frechet", 1.0, "site-local", "t", site="north"),
-        Fact("samples.grid", "real.png", "site-local", "t", detail={"kind": "real"}),
-    ]
-    assert [f.name for f in leaving(facts, simulation=False)] == ["run.id", "data.label_shares"]
-    assert [f.name for f in leaving(facts, simulation=True)] == [
-        "run.id", "data.label_shares", "quality.frechet",
-    ]  # fmt: skip
 
 
 def test_a_release_before_the_first_round_counts_as_taking_part(

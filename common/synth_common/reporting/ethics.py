@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from synth_common.charter import Charter, SiteCharter
 from synth_common.facts import Fact
+from synth_common.leaving import leaving
 from synth_common.reporting import ethics_measured as measured
 from synth_common.reporting import ethics_stated as stated
 from synth_common.reporting.clauses import load_clauses
@@ -69,7 +70,7 @@ def build_ethics(given: EthicsInput) -> dict[str, Any]:
     Returns:
         JSON-ready dictionary, ``docs/reference/ethics.md``.
     """
-    facts = [*_may_enter(given.facts), *given.audits]
+    facts = [*leaving(given.facts), *given.audits]
     record = Record(facts, given.charter, given.charters)
     clauses = load_clauses()
     groups: list[dict[str, Any]] = [
@@ -145,17 +146,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise StorageError(f"cannot write into {folder}: {err.strerror}") from err
-
-
-def _may_enter(facts: Iterable[Fact]) -> list[Fact]:
-    """What a copy that leaves may hold: a simulation has no patients to hide from itself."""
-    known = list(facts)
-    simulated = any(f.name == "run.simulation" and f.value is True for f in known)
-    return [
-        fact
-        for fact in known
-        if (simulated or fact.scope != "site-local") and fact.detail.get("kind") != "real"
-    ]
 
 
 def _as_json(made: Field) -> dict[str, Any]:
