@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from page_checks import CHROMIUM, browser_faults, faults, parsed
+from page_checks import browser_faults, faults, parsed
 from reporting_facts import SITES, run_facts, write_samples
 
 from synth_common.charter import Charter, Expert, Licence, ResidualRisk, SiteCharter
@@ -312,7 +312,6 @@ def test_first_screen_and_page(page: str, whole: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [500, 1200])
 def test_browser_finds_contrast_and_no_overflow(page: str, width: int, tmp_path: Path) -> None:
     file = tmp_path / "ethics.html"
@@ -424,7 +423,6 @@ def test_the_command(
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_a_browser_prints_the_page(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
