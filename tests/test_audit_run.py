@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from audit_sets import phantoms
+from page_checks import browser_faults
 from PIL import Image
 from simulation_scenario import write_tiny
 
@@ -119,6 +120,13 @@ def test_the_page_needs_nothing_else_and_only_the_local_edition_shows_patients(
     order = ["Gates</h2>", "Images only</h2>", "released model</h2>", "server</h2>", "not tested"]
     places = [page.rindex(word) if word == "not tested" else page.index(word) for word in order]
     assert places[:4] == sorted(places[:4])
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [500, 1200])
+def test_a_browser_finds_contrast_and_no_overflow(files: Files, width: int, tmp_path: Path) -> None:
+    page = Path(shutil.copy(files.out / "audit.html", tmp_path))
+    assert browser_faults(page, width) == []
 
 
 def test_alternatives_of_plots_hold_the_numbers_of_the_table(files: Files) -> None:
