@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from synth_common.reporting.numbers import epsilon_text, interval, measured, number
+from synth_common.reporting.numbers import ends_of, epsilon_text, interval, measured, number
 from synth_common.reporting.svg import (
     DANGER,
     MUTED,
@@ -22,12 +22,8 @@ from synth_common.reporting.svg import (
     series_style,
     short_names,
 )
+from synth_common.reporting.words import AUC_SERIES
 
-_KINDS = (
-    ("Attack", "auc", "auc_interval"),
-    ("Blind baseline", "baseline_auc", "baseline_interval"),
-    ("Control", "control_auc", "control_interval"),
-)
 _LEAST = 2e-4
 # Neither is in the dashes of a series: these lines are no attack.
 _CEILING_STYLE: Mapping[str, Any] = {
@@ -57,10 +53,12 @@ def auc_plot(name: str, attacks: Sequence[Mapping[str, Any]]) -> Plot | None:
         grid = figure.subplots(1, len(spaces), squeeze=False, sharex=True)
         for place, (axes, space) in enumerate(zip(grid.flat, spaces, strict=True)):
             own = [a for a in drawn if a["space"] == space]
-            _rows(axes, own, [str(a["attack"]) for a in own], _KINDS, place == 0 or _differ(drawn))
+            _rows(
+                axes, own, [str(a["attack"]) for a in own], AUC_SERIES, place == 0 or _differ(drawn)
+            )
             axes.set_title(_title(space))
-        styles = [_dot(i) for i in range(len(_KINDS))]
-        legend(figure, [key(s) for s in styles], [kind for kind, _, _ in _KINDS])
+        styles = [_dot(i) for i in range(len(AUC_SERIES))]
+        legend(figure, [key(s) for s in styles], [kind for kind, _, _ in AUC_SERIES])
 
     return draw(name, alt, (WIDTH, 0.9 + 0.3 * most), paint)
 
@@ -86,7 +84,7 @@ def group_plot(groups: Sequence[Mapping[str, Any]]) -> Plot | None:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         names = short_names([str(g["group"]) for g in drawn], 40)
-        _rows(axes, drawn, names, _KINDS[:2], True)
+        _rows(axes, drawn, names, AUC_SERIES[:2], True)
         legend(figure, [key(_dot(i)) for i in range(2)], ["Strongest attack", "Blind baseline"])
 
     return draw("groups", alt, (WIDTH, 0.9 + 0.28 * len(drawn)), paint)
@@ -118,8 +116,7 @@ def _rows(
             y = row + 0.22 * (place - (len(kinds) - 1) / 2)
             style = _dot(place)
             axes.plot([found], [y], **style)
-            ends = record[span]
-            if isinstance(ends, list) and len(ends) == 2:
+            if (ends := ends_of(record[span])) is not None:
                 axes.plot(ends, [y, y], color=style["color"], linewidth=1.1)
     axes.axvline(0.5, **_GUESS_STYLE)
     axes.set_yticks(range(len(names)), list(names) if named else [""] * len(names))
