@@ -37,7 +37,7 @@ _WORDS: Final[Mapping[str, _Words]] = {
     "near-copies": _Words(
         "Share of near-copies", "at most {} of the synthetic images", "{} of the synthetic images"
     ),
-    "data-copying": _Words("No test finds copying", "no test may", "{} tests", "1 test"),
+    "data-copying": _Words("No test finds copying", "no test may find it", "{} tests", "1 test"),
     "reidentification": _Words("Re-identification above control", *_EXCESS),
     "linkability": _Words("Linkability above control", *_EXCESS),
     "attribute-inference": _Words("Attribute inference above control", *_EXCESS),
