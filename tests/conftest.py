@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from needs import CHROMIUM, missing
 
 if TYPE_CHECKING:
     from enrolment_scenario import Clock
@@ -27,15 +28,19 @@ for _name, _value in {
 _DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before anything is made for it: a test of a browser needs one."""
+    if CHROMIUM is None and item.get_closest_marker("browser") is not None:
+        missing("no Chromium on this machine: install chromium, chromium-browser or google-chrome")
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real images; skips where it is missing, and fails in CI."""
     root = Path(os.environ.get("SYNTHWARD_DATA") or _DEFAULT_DATA)
     if not (root / "README.md").is_file():
-        message = f"no real images at {root}; set SYNTHWARD_DATA to the folder that holds them"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        missing(f"no real images at {root}; set SYNTHWARD_DATA to the folder that holds them")
     return root
 
 

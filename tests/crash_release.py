@@ -6,18 +6,16 @@ reply if it was committed, and refused if it was begun: never made again under i
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 import crash_round
 import torch
-from crash_round import killed_at
 from small_sites import approve, enrolled_sites, release_plan
 
 from synth_client import release
 from synth_client.release import ReleaseRequest, release_embedding
-from synth_client.site import Site, load_site, save_site
+from synth_client.site import Site, save_site
 from synth_common.errors import AttemptSpentError
 from synth_common.privacy.egress import state_digest
 from synth_common.privacy.ledger import Ledger
@@ -70,16 +68,9 @@ def main(folder: Path) -> None:
     release.embedding_sum = marked_sum
     request = ReleaseRequest("run", 1, NAMES, plan)
     crash_round._place = folder / "place"
-    kills = 0
-    while True:
-        shutil.rmtree(crash_round._place, ignore_errors=True)
-        shutil.copytree(fresh.directory, crash_round._place)
-        site = load_site(crash_round._place)
-        if not killed_at(kills + 1, lambda site=site: play(site, request)):
-            break
-        kills += 1
-        check(site, request, kills)
-    sys.stdout.write(f"{kills} kills\n")
+    crash_round.kill_everywhere(
+        fresh, lambda site: play(site, request), lambda site, count: check(site, request, count)
+    )
 
 
 if __name__ == "__main__":

@@ -127,6 +127,25 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def kill_everywhere(
+    fresh: Site, act: Callable[[Site], None], check: Callable[[Site, int], None]
+) -> None:
+    """Kill ``act`` at every line, one after the other, each on a new copy of a site at ``_place``.
+
+    After each kill the site and the number of the kill are checked; prints how many there were.
+    """
+    kills = 0
+    while True:
+        shutil.rmtree(_place, ignore_errors=True)
+        shutil.copytree(fresh.directory, _place)
+        site = load_site(_place)
+        if not killed_at(kills + 1, lambda site=site: act(site)):
+            break
+        kills += 1
+        check(site, kills)
+    sys.stdout.write(f"{kills} kills\n")
+
+
 def main(folder: Path) -> None:
     """Kill at every line, one after the other."""
     global _place
@@ -146,16 +165,9 @@ def main(folder: Path) -> None:
     (fresh.directory / "touched.txt").unlink()
     request = RoundRequest("run", 1, plan, start)
     _place = folder / "place"
-    kills = 0
-    while True:
-        shutil.rmtree(_place, ignore_errors=True)
-        shutil.copytree(fresh.directory, _place)
-        site = load_site(_place)
-        if not killed_at(kills + 1, lambda site=site: play(site, request)):
-            break
-        kills += 1
-        check(site, request, kills)
-    sys.stdout.write(f"{kills} kills\n")
+    kill_everywhere(
+        fresh, lambda site: play(site, request), lambda site, count: check(site, request, count)
+    )
 
 
 if __name__ == "__main__":

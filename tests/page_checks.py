@@ -9,18 +9,15 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+from needs import CHROMIUM
+
 VOID = {"meta", "img", "br", "hr", "link", "input", "col", "wbr"}
 FORBIDDEN = {"script", "iframe", "link", "object", "embed", "base", "form"}
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
 
 class Parser(HTMLParser):

@@ -44,6 +44,10 @@ def test_the_closest_record_is_refused_by_name(tmp_path: Path, measure: str) -> 
     [
         ('name = "p"\n', "gates: required"),
         ('name = "p"\ngates = []\n', "at least 1"),
+        (
+            'name = "Anonymity, strict"\n[[gates]]\nmeasure = "data-copying"\n',
+            "name = 'Anonymity, strict': says \"Anonymity\": .*write what was",
+        ),
         ('name = "p"\nalfa = 0.1\n[[gates]]\nmeasure = "data-copying"\n', "did you mean alpha"),
         ('name = "p"\n[[gates]]\nmeasure = "auc"\n', "needs a limit"),
         ('name = "p"\n[[gates]]\nmeasure = "auc"\nlimit = 6.0\n', "above 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from audit_sets import phantoms
+from page_checks import browser_faults
 from PIL import Image
 from simulation_scenario import write_tiny
 
@@ -19,6 +21,7 @@ from synth_common.audit.released_model import batch, model_scores, update_scores
 from synth_common.errors import ConfigError, DataError
 from synth_common.images.imageset import ImageSet, concatenate
 from synth_common.images.preprocess import Target
+from synth_common.release import names
 from synth_common.reporting.audit_page import render_audit
 from synth_common.reporting.audit_report import build_audit
 from synth_common.terminal import guarded
@@ -120,6 +123,13 @@ def test_the_page_needs_nothing_else_and_only_the_local_edition_shows_patients(
     assert places[:4] == sorted(places[:4])
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [500, 1200])
+def test_a_browser_finds_contrast_and_no_overflow(files: Files, width: int, tmp_path: Path) -> None:
+    page = Path(shutil.copy(files.out / "audit.html", tmp_path))
+    assert browser_faults(page, width) == []
+
+
 def test_alternatives_of_plots_hold_the_numbers_of_the_table(files: Files) -> None:
     audit = json.loads((files.out / "audit.json").read_text(encoding="utf-8"))
     page = (files.out / "audit.html").read_text(encoding="utf-8")
@@ -172,6 +182,33 @@ def test_what_cannot_be_done_is_refused_by_name(
     }
     assert _call("run", *(word for pair in given.items() for word in pair)) == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "said"),
+    [
+        ("--synthetic", 3, "is a release; name its images: --synthetic {bundle}/images"),
+        ("--model", 2, "is a release, which holds no weights; name the directory of the run"),
+    ],
+)
+def test_the_root_of_a_release_is_refused_with_what_to_name_instead(
+    files: Files,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    code: int,
+    said: str,
+) -> None:
+    bundle = tmp_path / "lungs-1.0.0"
+    shutil.copytree(files.members, bundle / names.IMAGES)
+    (bundle / names.SIGNATURE).write_text("{}\n")
+    given = {"--members": files.members, "--nonmembers": files.others, "--out": tmp_path / "out"}
+    given |= {"--synthetic": bundle / names.IMAGES, option: bundle}
+    assert _call("run", *(word for pair in given.items() for word in pair)) == code
+    assert said.format(bundle=bundle) in capsys.readouterr().err
+    assert (
+        len(load_set(outline(str(bundle / names.IMAGES), "--synthetic"), SMALL, "s").images) == 64
+    )
 
 
 def test_a_directory_in_use_is_left_alone(files: Files) -> None:

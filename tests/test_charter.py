@@ -19,9 +19,11 @@ from synth_common.charter import (
     load_charter,
     load_site_charter,
 )
+from synth_common.claims import claim_in
 from synth_common.errors import ConfigError
 from synth_common.reporting import ethics_cli
 from synth_common.terminal import guarded
+from synth_common.validation import validate
 from synth_sim import audit_cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,6 +66,7 @@ def test_a_licence_file_is_read_from_the_charters_folder(tmp_path: Path) -> None
         ({"title": "fill in"}, r"title = 'fill in': is a placeholder; .*leave the key out"),
         ({"title": "..."}, r"title = '\.\.\.': is a placeholder; .*leave the key out"),
         ({"purpose": "Anonymised data"}, r"purpose = 'Anonymised data': .*what was done"),
+        ({"limits": ["x", "GDPR does not apply"]}, r"limits\.1 = 'GDPR.*says \"GDPR .*which law"),
         ({"licence": {"spdx": "CC BY 4"}}, r"licence\.spdx = 'CC BY 4': .*spdx\.org/licenses"),
         ({"licence": {}}, r"licence: give spdx"),
         ({"licence": {"file": "absent"}}, r"licence: file = 'absent': cannot be read"),
@@ -77,6 +80,42 @@ def test_a_refusal_names_field_value_and_fix(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         load_charter(_written(tmp_path, LEAST | changed))
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "instead"),
+    [
+        ("The data are ANONYMISED fully", "ANONYMISED", "what was done"),
+        ("Images are not personal  data", "not personal data", "what was done"),
+        ("They are no longer personal data", "no longer personal data", "what was done"),
+        ("shall not be personal data", "not be personal data", "what was done"),
+        ("Patients cannot be re-identified.", "cannot be re-identified", "who found what"),
+        ("It can’t be reidentified", "can't be reidentified", "who found what"),
+        ("cannot be traced back to anybody", "cannot be traced back to", "who found what"),
+        ("A waiver: most patients cannot be traced", None, None),
+        ("The gdpr does not apply", "gdpr does not apply", "which law"),
+        ("Outside the scope of the GDPR", "Outside the scope of the GDPR", "which law"),
+        ("no longer subject to the GDPR", "no longer subject to the GDPR", "which law"),
+        ("Public bodies are not subject to GDPR 35 here", None, None),
+        ("Nothing is sent outside the GDPR area", None, None),
+        ("GDPR 6(1)(e); personal data are not sent. Pseudonyms stay.", None, None),
+        ("Attempts to re-identify anybody are forbidden", None, None),
+    ],
+)
+def test_claims_are_found_by_their_words(text: str, phrase: str | None, instead: str) -> None:
+    found = claim_in(text)
+    assert (found and found.phrase) == phrase
+    if found is not None:
+        assert instead in found.instead
+        assert "assessment of the whole case" in str(found)
+        with pytest.raises(ConfigError, match=rf"purpose = .*says \"{re.escape(found.phrase)}\""):
+            validate(Charter, LEAST | {"purpose": text}, "charter")
+
+
+def test_the_page_names_the_words_that_are_refused() -> None:
+    table = PAGE.split("| Words | Write instead |")[1].split("\n\n")[0]
+    for words in ("anonym", "personal data", "re-identified", "traced back to", "does not apply"):
+        assert f"{words}`" in table
 
 
 @pytest.mark.parametrize(

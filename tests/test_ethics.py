@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from page_checks import CHROMIUM, browser_faults, faults, parsed
+import torch
+from page_checks import browser_faults, faults, parsed
 from reporting_facts import SITES, run_facts, write_samples
 
 from synth_common.charter import Charter, Expert, Licence, ResidualRisk, SiteCharter
 from synth_common.errors import ConfigError, DataError
 from synth_common.facts import CATALOGUE, Fact, FactLog
+from synth_common.generators import build_generator
+from synth_common.plan import Family, GeneratorPlan
 from synth_common.reporting import pdf
 from synth_common.reporting.clauses import load_clauses
 from synth_common.reporting.ethics import EthicsInput, build_ethics, write_ethics
@@ -83,7 +86,7 @@ def test_every_field_is_there_with_a_value_or_not_recorded_and_its_clauses(
         assert all(f["rows"] and f["clauses"] and f["asks"].endswith("?") for f in fields)
         for row in _rows(ethics):
             assert row["value"] not in ("", [], {})
-            assert row["recorded"] is (row["value"] != "NOT RECORDED")
+            assert row["recorded"] is ("NOT RECORDED" not in json.dumps(row["value"]))
             if row["recorded"]:
                 assert row["fact"]
                 assert row["source"]
@@ -144,6 +147,73 @@ def test_a_fact_that_is_missing_is_counted_and_marked(name: str, whole: dict[str
     assert any(r["fact"].startswith(name) and not r["recorded"] for r in _rows(less))
     before = len([r for r in _rows(whole) if not r["recorded"]])
     assert less["missing"]["values"] > before
+
+
+@pytest.mark.parametrize(
+    ("libraries", "value"),
+    [
+        ({}, "NOT RECORDED"),
+        ({"torch": "NOT RECORDED", "numpy": "2.0"}, {"torch": "NOT RECORDED", "numpy": "2.0"}),
+        ({"torch": "", "numpy": "2.0"}, {"torch": "NOT RECORDED", "numpy": "2.0"}),
+        ({"torch": {}}, {"torch": "NOT RECORDED"}),
+        ({"torch": ["2.0", ""]}, {"torch": ["2.0", "NOT RECORDED"]}),
+    ],
+)
+def test_an_empty_place_inside_a_value_is_missing(
+    libraries: dict[str, Any], value: Any, whole: dict[str, Any], tmp_path: Path
+) -> None:
+    facts = [replace(f, value=libraries) if f.name == "run.versions" else f for f in run_facts()]
+    less = _ethics(facts, charter=CHARTER, charters={SITES[0]: NORTH})
+    row = next(r for r in _rows(less) if r["label"] == "Libraries")
+    assert (row["value"], row["recorded"]) == (value, False)
+    assert less["missing"]["values"] == whole["missing"]["values"] + 1
+    page = render_ethics(less, tmp_path)
+    assert page.count('class="lacks"') == less["missing"]["values"]
+    line = "".join(parsed(page).text).split("Libraries")[1].split("Command")[0]
+    assert "NOT RECORDED" in line
+    assert ("by nobody" in line) is (value == "NOT RECORDED")
+
+
+def test_what_is_empty_may_be_the_answer_and_none_is_one() -> None:
+    facts = run_facts()
+    for fact in facts:
+        if fact.name == "data.intake":
+            fact.value["set_aside"] = {}
+        if fact.name == "run.energy":
+            fact.value["gpu_joules"] = None
+    rows = {r["label"].partition(" of ")[0]: r for r in _rows(_ethics(facts))}
+    assert rows["Set aside"]["value"] == "none"
+    assert rows["Accelerators, joules"]["value"] is None
+    assert rows["Set aside"]["recorded"]
+    assert rows["Accelerators, joules"]["recorded"]
+
+
+def test_an_attack_that_lacks_a_figure_is_marked() -> None:
+    attack = {"attack": "LOGAN", "view": "images", "group": None, "verdict": "not found"}
+    audits = [Fact("audit.attack", attack | {"auc": auc}, "public", "a") for auc in (0.5, [])]
+    for fact, recorded in zip(audits, (True, False), strict=True):
+        ethics = _ethics([f for f in run_facts() if f.name != "membership.attack"], audits=[fact])
+        (row,) = _rows(ethics, "membership")
+        assert row["recorded"] is recorded
+        assert row["value"]["auc"] == (0.5 if recorded else "NOT RECORDED")
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_a_family_without_a_latent_space_lacks_no_direction(family: Family) -> None:
+    plan = GeneratorPlan(family=family, size=28, width=8, latent_dim=4)
+    latent = torch.zeros(1, plan.latent_dim)
+    walks = build_generator(plan, seed=0).decode(latent, torch.zeros(1, dtype=torch.long))
+    facts = [f for f in run_facts() if f.name != "samples.traversal"]
+    for fact in facts:
+        if fact.name == "plan.settings":
+            fact.value["generator"]["family"] = family
+    (row,) = _rows(_ethics(facts), "interpretability")
+    assert row["recorded"] is (walks is None)
+    if walks is None:
+        assert row["value"] == f"none: family {family} has no latent space"
+        assert row["fact"] == "plan.settings/generator/family"
+    (unknown,) = _rows(_ethics([]), "interpretability")
+    assert not unknown["recorded"]
 
 
 def test_a_site_speaks_for_itself_only(whole: dict[str, Any]) -> None:
@@ -242,7 +312,6 @@ def test_first_screen_and_page(page: str, whole: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [500, 1200])
 def test_browser_finds_contrast_and_no_overflow(page: str, width: int, tmp_path: Path) -> None:
     file = tmp_path / "ethics.html"
@@ -354,7 +423,6 @@ def test_the_command(
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_a_browser_prints_the_page(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,6 @@ from synth_common.release.drawing import draw, mix, splits
 from synth_common.release.marks import marking_fact
 from synth_common.release.metadata import scan
 from synth_common.release.names import ReleaseName
-from synth_common.release.papers import leaving
 from synth_common.release.statement import read_statement
 from synth_common.release.verdict import read_keys
 from synth_common.release.verify import verify_bundle
@@ -209,19 +208,6 @@ def test_the_mix_follows_released_shares_and_nothing_else() -> None:
     assert len(set(labels[:20].tolist())) == 2  # shuffled
 
 
-def test_what_stays_at_a_site_leaves_in_a_simulation_only() -> None:
-    facts = [
-        Fact("run.id", "a", "public", "t"),
-        Fact("data.label_shares", {}, "released", "t"),
-        Fact("quality.frechet", 1.0, "site-local", "t", site="north"),
-        Fact("samples.grid", "real.png", "site-local", "t", detail={"kind": "real"}),
-    ]
-    assert [f.name for f in leaving(facts, simulation=False)] == ["run.id", "data.label_shares"]
-    assert [f.name for f in leaving(facts, simulation=True)] == [
-        "run.id", "data.label_shares", "quality.frechet",
-    ]  # fmt: skip
-
-
 def test_a_release_before_the_first_round_counts_as_taking_part(
     released: Released, tmp_path: Path
 ) -> None:
@@ -326,6 +312,20 @@ def test_a_version_is_made_once(released: Released, run_copy: Path, tmp_path: Pa
 def test_versions_are_semantic(version: str) -> None:
     with pytest.raises(ConfigError, match="--version"):
         ReleaseName("lungs", version)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "said"),
+    [
+        ("anonymous-lungs", "1.0.0", r"--name 'anonymous-lungs': says \"anonymous\".*what the"),
+        ("lungs_ANONYMISED", "1.0.0", r"--name 'lungs_ANONYMISED': says"),
+        ("lungs", "1.0.0-anonym.1", r"--version '1\.0\.0-anonym\.1': says \"anonym\""),
+    ],
+)
+def test_a_name_claims_nothing(name: str, version: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ReleaseName(name, version)
+    assert ReleaseName("pseudonym-lungs", "1.0.0-rc.1").folder == "pseudonym-lungs-1.0.0-rc.1"
 
 
 def _refact(run: Path, **values: Any) -> None:

@@ -78,3 +78,18 @@ def test_times_and_intervals() -> None:
     assert numbers.when("yesterday") == "yesterday"
     assert numbers.interval([0.4631, 0.529]) == "0.463 to 0.529"
     assert numbers.interval("not resolvable") == "not resolvable"
+
+
+@pytest.mark.parametrize(
+    ("span", "ends"),
+    [
+        ([0.25, 1], (0.25, 1.0)),
+        ([0.25, "inf"], None),
+        ([0.25], None),
+        ([0.1, 0.2, 0.3], None),
+        ("NOT RECORDED", None),
+        (None, None),
+    ],
+)
+def test_an_interval_has_two_finite_ends_or_none(span: Any, ends: Any) -> None:
+    assert numbers.ends_of(span) == ends

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_checks import CHROMIUM, browser_faults, faults, parsed
+from page_checks import browser_faults, faults, parsed
 from reporting_facts import SITES, comparison_facts, run_facts, variants, write_samples
 
 from synth_common.facts import Fact
@@ -255,7 +255,6 @@ def test_templates_are_part_of_the_package() -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize(
     ("name", "width"), [("long-names", 500), ("comparison", 500), ("whole", 1200)]
 )

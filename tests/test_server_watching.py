@@ -6,7 +6,6 @@ import http.client
 import json
 import math
 import re
-import shutil
 import subprocess
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import CHROMIUM
 from PIL import Image
 
 from synth_common.errors import ConfigError, FederationError
@@ -318,11 +318,6 @@ def test_mlflow_reads_what_was_written(
     assert not [name for name in run.data.metrics if "loss" in name]
 
 
-_CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
 @pytest.fixture
 def shown(board: Board, tmp_path: Path) -> Iterator[tuple[int, list[str]]]:
     """The page on a port, and the paths that were asked for."""
@@ -338,7 +333,7 @@ def shown(board: Board, tmp_path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _chromium(profile: Path, *more: str) -> list[str]:
     return [
-        str(_CHROMIUM),
+        str(CHROMIUM),
         *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
         *("--disable-background-networking", "--disable-component-update"),
         *("--enable-logging=stderr", f"--user-data-dir={profile}", "--window-size=500,1200"),
@@ -347,7 +342,6 @@ def _chromium(profile: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(_CHROMIUM is None, reason="no Chromium on this machine")
 def test_a_browser_shows_the_page_and_asks_for_nothing_but_the_page_again(
     shown: tuple[int, list[str]], tmp_path: Path
 ) -> None:
@@ -373,7 +367,6 @@ def test_a_browser_shows_the_page_and_asks_for_nothing_but_the_page_again(
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(_CHROMIUM is None, reason="no Chromium on this machine")
 def test_nothing_on_the_page_is_wider_than_a_narrow_window(board: Board, tmp_path: Path) -> None:
     text = render_page(board.snapshot(), tmp_path)
     # A copy that may run a script measures itself, and complains, so that we know we would hear.

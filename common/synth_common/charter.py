@@ -29,6 +29,7 @@ from pydantic import (
     model_validator,
 )
 
+from synth_common.claims import without_claims
 from synth_common.errors import ConfigError
 from synth_common.plan import SiteName, StrictModel
 from synth_common.validation import validate
@@ -36,29 +37,20 @@ from synth_common.validation import validate
 Kind = Literal["federation", "site"]
 """Whose charter: the federation's, or one site's."""
 
-_FORBIDDEN = "anonym"
-"""How the word begins that no report may use: it is a finding of law, not of a program."""
-
-
 _PLACEHOLDERS = {"FILL IN", "TODO", "TBD", "N/A", "XXX", "NOT RECORDED"}
 
 
 def _stated(text: str) -> str:
-    """Refuse what only looks like a statement, and the one word that no report may use."""
+    """Refuse what only looks like a statement, and claims that nobody can state of a release."""
     if text.upper() in _PLACEHOLDERS or not any(c.isalnum() for c in text):
         raise ValueError("is a placeholder; write the statement, or leave the key out")
-    if _FORBIDDEN in text.lower():
-        raise ValueError(
-            "calls data what only an assessment of the whole case may call it; write what was "
-            "done to the data (for instance: identifiers removed, dates shifted)"
-        )
-    return text
+    return without_claims(text)
 
 
 Text = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_stated)
 ]
-"""Words for people: not empty, not a placeholder."""
+"""Words for people: not empty, not a placeholder, and none of :mod:`synth_common.claims`."""
 Texts = tuple[Text, ...]
 
 

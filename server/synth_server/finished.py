@@ -8,6 +8,7 @@ from pathlib import Path
 
 from synth_common.errors import ConfigError, DataError, PrivacyError
 from synth_common.facts import Fact, read_facts
+from synth_common.leaving import simulated
 from synth_common.plan import Plan
 from synth_common.reporting.factbook import MISSING, FactBook
 from synth_common.validation import validate
@@ -21,7 +22,7 @@ class FinishedRun:
         directory: The run directory.
         run_id: The run.
         seed: Of everything reproducible that is not private.
-        simulation: Whether one machine played every hospital.
+        simulation: Whether one machine played every hospital, as every ``run.simulation`` says.
         plan: The federation plan.
         facts: All of them.
         sites: Every site of which something is in the weights.
@@ -70,7 +71,7 @@ def read_finished(run_dir: Path) -> FinishedRun:
     plan = validate(Plan, values["plan.settings"], f"{run_dir}: fact plan.settings")
     if plan.digest() != values["plan.digest"]:
         raise DataError(f"{run_dir}: the facts plan.settings and plan.digest do not fit together")
-    simulation = values["run.simulation"] is True
+    simulation = simulated(facts)
     _require_guarantee(plan, simulation)
     return FinishedRun(
         directory=run_dir,

@@ -10,6 +10,7 @@ from synth_common.errors import CheckpointError, ConfigError
 from synth_common.facts import read_facts
 from synth_common.generators import build_generator
 from synth_common.plan import Plan
+from synth_common.release.names import SIGNATURE
 from synth_common.reporting.factbook import FactBook
 from synth_common.validation import validate
 from synth_server.checkpoint import load_latest
@@ -24,12 +25,11 @@ def load_model(run: Path, updates: Path | None = None) -> ReleasedModel:
         updates: Its stored updates, for the view of a curious server.
 
     Raises:
-        ConfigError: It is no run directory.
+        ConfigError: It is no run directory; a release, which holds no weights, is told apart.
         CheckpointError: It has no checkpoint, or one that is damaged or of another plan.
         DataError: The updates cannot be read.
     """
-    if not (run / "facts.jsonl").is_file():
-        raise ConfigError(f"--model {run}: holds no run (no facts.jsonl)")
+    _require_run(run)
     book = FactBook(read_facts(run / "facts.jsonl"))
     settings = book.value("plan.settings")
     if not isinstance(settings, dict):
@@ -46,6 +46,17 @@ def load_model(run: Path, updates: Path | None = None) -> ReleasedModel:
     return ReleasedModel(
         plan, generator, checkpoint.round, _epsilon(book), _origin(run, plan), kept
     )
+
+
+def _require_run(run: Path) -> None:
+    """Refuse what holds no run; a release is told apart, as it is easily taken for its run."""
+    if (run / SIGNATURE).is_file():
+        raise ConfigError(
+            f"--model {run}: is a release, which holds no weights; name the directory of the run "
+            "that it was made from (with facts.jsonl and checkpoints)"
+        )
+    if not (run / "facts.jsonl").is_file():
+        raise ConfigError(f"--model {run}: holds no run (no facts.jsonl)")
 
 
 def _origin(run: Path, plan: Plan) -> str:

@@ -30,6 +30,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg")
 _KNOWN = ("file_name", "label", "patient_id", "mask", "site", "split")
 _NPZ_KNOWN = ("images", "labels", "patient_ids", "masks", "split", "class_names")
 _DATES = ("date", "study_date", "acquisition_date")
+# Of a release bundle; its names live in synth_common.release, which stands above this room.
+_SIGNATURE, _IMAGES = "release.intoto.jsonl", "images"
 _LOOKED_AT = 16
 _SMALLEST, _LARGEST = 28, 128
 
@@ -80,12 +82,18 @@ def outline(text: str, option: str) -> Outline:
     """Look at a source: a folder of PNG or JPEG, an ``.npz`` file, or ``FILE.npz:SPLIT``.
 
     Raises:
-        DataError: It does not exist, is neither, or holds no images.
+        DataError: It does not exist, is neither, holds no images, or is the root of a release,
+            whose images lie in ``images``.
     """
     path, splits = Path(text).expanduser(), None
     if not path.exists() and ".npz:" in text:
         name, _, split = text.rpartition(":")
         path, splits = Path(name).expanduser(), (split,)
+    if (path / _SIGNATURE).is_file() and (path / _IMAGES).is_dir():
+        # Read as a folder of classes, a release would be one class called "images".
+        raise DataError(
+            f"{option} {text}: is a release; name its images: {option} {path / _IMAGES}"
+        )
     if path.is_dir():
         return _folder_outline(path, option)
     if path.is_file() and path.suffix == ".npz":

@@ -9,8 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from synth_common.claims import without_claims
 from synth_common.errors import ConfigError
 from synth_common.plan import StrictModel
 from synth_common.validation import validate
@@ -111,7 +112,7 @@ class AuditPolicy(StrictModel):
     """What must hold for a release, decided before the audit.
 
     Attributes:
-        name: As printed.
+        name: As printed; none of :mod:`synth_common.claims`.
         alpha: Probability of a false alarm over all attacks together.
         power: Power at which an effect counts as resolvable.
         copy_similarity: Correlation of detail from which two images are near-copies.
@@ -120,7 +121,7 @@ class AuditPolicy(StrictModel):
         gates: The conditions; all of them must pass.
     """
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1), AfterValidator(without_claims)]
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     power: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.8
     copy_similarity: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95

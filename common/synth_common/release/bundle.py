@@ -17,6 +17,7 @@ from synth_common import wall_clock
 from synth_common.charter import Charter
 from synth_common.errors import ConfigError, StorageError
 from synth_common.facts import Fact
+from synth_common.leaving import leaving
 from synth_common.plan import Plan
 from synth_common.release import dsse, sums
 from synth_common.release.cards import Card, datasheet, license_text, license_url, model_card
@@ -37,7 +38,7 @@ from synth_common.release.names import (
     SUMS,
     ReleaseName,
 )
-from synth_common.release.papers import leaving, write_report
+from synth_common.release.papers import write_report
 from synth_common.release.statement import PrivacyStatement
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _fill(material: Material, order: Order, folder: Path, key: Ed25519PrivateKey
     chosen = mix(material.plan, order.count, material.shares, seed)
     counts = _write_images(material, order, chosen, folder)
     marked = marking_fact(sums.files_below(folder)[0])
-    facts = [*leaving(material.facts, material.simulation), marked]
+    facts = [*leaving(material.facts), marked]
     report = write_report(facts, material.run_dir, folder)
     card = Card(
         release=order.release,

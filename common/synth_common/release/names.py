@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from synth_common.claims import claim_in
 from synth_common.errors import ConfigError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
@@ -49,7 +50,7 @@ class ReleaseName:
     """Name and version of a release.
 
     Attributes:
-        name: Up to 64 letters, digits, ``-`` and ``_``.
+        name: Up to 64 letters, digits, ``-`` and ``_``; none of :mod:`synth_common.claims`.
         version: ``X.Y.Z`` as https://semver.org has it, perhaps with ``-PRERELEASE``.
     """
 
@@ -67,6 +68,9 @@ class ReleaseName:
                 f"--version {self.version!r}: expected X.Y.Z as https://semver.org has it, such as "
                 "1.0.0 or 1.1.0-rc.1"
             )
+        for option, text in (("--name", self.name), ("--version", self.version)):
+            if (claim := claim_in(text)) is not None:
+                raise ConfigError(f"{option} {text!r}: {claim}; say in a name what the images show")
 
     @property
     def folder(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from synth_common.reporting.audit_plots import auc_plot, group_plot, roc_plot
 from synth_common.reporting.factbook import MISSING
+from synth_common.reporting.gate_words import gate_words
 from synth_common.reporting.html import embedded, environment
 from synth_common.reporting.numbers import epsilon_text, measured, number, setting
 
@@ -24,19 +25,6 @@ VIEWS: Final[Mapping[str, tuple[str, str]]] = {
         "A curious server",
         "The adversary ran the coordinator and kept what every site sent in every round.",
     ),
-}
-
-MEASURES: Final[Mapping[str, str]] = {
-    "membership": "No attack finds members",
-    "auc": "Strongest attack, AUC",
-    "tpr-at-1-percent": "Members found at 1 % false alarms",
-    "tpr-at-0.1-percent": "Members found at 0.1 % false alarms",
-    "near-copies": "Share of near-copies",
-    "data-copying": "No test finds copying",
-    "reidentification": "Re-identification above control",
-    "linkability": "Linkability above control",
-    "attribute-inference": "Attribute inference above control",
-    "epsilon": "Guarantee, epsilon",
 }
 
 _BADGES: Final[Mapping[str, tuple[str, str, str]]] = {
@@ -108,7 +96,7 @@ def _gate(gate: Mapping[str, Any]) -> dict[str, Any]:
     view = VIEWS.get(str(gate["view"]), (str(gate["view"]), ""))[0]
     return {
         **gate,
-        "title": MEASURES.get(str(gate["measure"]), str(gate["measure"])),
+        **gate_words(gate),
         "where": view,
         "mark": _MARKS.get(str(gate["outcome"]), "?"),
         "optional": gate["required"] is False,

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from synth_common.reporting.numbers import epsilon_text, interval, measured, number
+from synth_common.reporting.numbers import ends_of, epsilon_text, interval, measured, number
 from synth_common.reporting.svg import (
     DANGER,
     MUTED,
@@ -22,15 +22,16 @@ from synth_common.reporting.svg import (
     series_style,
     short_names,
 )
+from synth_common.reporting.words import AUC_SERIES
 
-_KINDS = (
-    ("Attack", "auc", "auc_interval"),
-    ("Blind baseline", "baseline_auc", "baseline_interval"),
-    ("Control", "control_auc", "control_interval"),
-)
 _LEAST = 2e-4
-_CEILING_STYLE: Mapping[str, Any] = {"color": DANGER, "linestyle": (0, (4, 2)), "linewidth": 1.4}
-_GUESS_STYLE: Mapping[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (1, 2))}
+# Neither is in the dashes of a series: these lines are no attack.
+_CEILING_STYLE: Mapping[str, Any] = {
+    "color": DANGER,
+    "linestyle": (0, (4, 1, 1, 1, 1, 1)),
+    "linewidth": 1.6,
+}
+_GUESS_STYLE: Mapping[str, Any] = {"color": MUTED, "linewidth": 0.9}
 
 
 def auc_plot(name: str, attacks: Sequence[Mapping[str, Any]]) -> Plot | None:
@@ -52,10 +53,12 @@ def auc_plot(name: str, attacks: Sequence[Mapping[str, Any]]) -> Plot | None:
         grid = figure.subplots(1, len(spaces), squeeze=False, sharex=True)
         for place, (axes, space) in enumerate(zip(grid.flat, spaces, strict=True)):
             own = [a for a in drawn if a["space"] == space]
-            _rows(axes, own, [str(a["attack"]) for a in own], _KINDS, place == 0 or _differ(drawn))
+            _rows(
+                axes, own, [str(a["attack"]) for a in own], AUC_SERIES, place == 0 or _differ(drawn)
+            )
             axes.set_title(_title(space))
-        styles = [_dot(i) for i in range(len(_KINDS))]
-        legend(figure, [key(s) for s in styles], [kind for kind, _, _ in _KINDS])
+        styles = [_dot(i) for i in range(len(AUC_SERIES))]
+        legend(figure, [key(s) for s in styles], [kind for kind, _, _ in AUC_SERIES])
 
     return draw(name, alt, (WIDTH, 0.9 + 0.3 * most), paint)
 
@@ -81,7 +84,7 @@ def group_plot(groups: Sequence[Mapping[str, Any]]) -> Plot | None:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         names = short_names([str(g["group"]) for g in drawn], 40)
-        _rows(axes, drawn, names, _KINDS[:2], True)
+        _rows(axes, drawn, names, AUC_SERIES[:2], True)
         legend(figure, [key(_dot(i)) for i in range(2)], ["Strongest attack", "Blind baseline"])
 
     return draw("groups", alt, (WIDTH, 0.9 + 0.28 * len(drawn)), paint)
@@ -113,10 +116,9 @@ def _rows(
             y = row + 0.22 * (place - (len(kinds) - 1) / 2)
             style = _dot(place)
             axes.plot([found], [y], **style)
-            ends = record[span]
-            if isinstance(ends, list) and len(ends) == 2:
+            if (ends := ends_of(record[span])) is not None:
                 axes.plot(ends, [y, y], color=style["color"], linewidth=1.1)
-    axes.axvline(0.5, color=MUTED, linewidth=0.9)
+    axes.axvline(0.5, **_GUESS_STYLE)
     axes.set_yticks(range(len(names)), list(names) if named else [""] * len(names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel("AUC (0.5 is guessing)")
@@ -125,12 +127,17 @@ def _rows(
 def roc_plot(
     name: str, attacks: Sequence[Mapping[str, Any]], ceiling: Mapping[str, Any] | None
 ) -> Plot | None:
-    """ROC of every attack in logarithms, a panel per space, with what epsilon allows."""
+    """ROC of every attack in logarithms, a panel per space, with chance and what epsilon allows.
+
+    Its legend names every line that is drawn, and no other.
+    """
     drawn = [a for a in attacks if isinstance(a["roc"], list) and a["roc"]]
     if not drawn:
         return None
     spaces = list(dict.fromkeys(str(a["space"]) for a in drawn))
     names = list(dict.fromkeys(str(a["attack"]) for a in drawn))
+    curve = None if ceiling is None else ceiling["curve"]
+    curve = curve if isinstance(curve, list) else None
     alt = "True positives at 1 % false positives: " + listed(
         [f"{a['attack']} in {a['space']} {measured(a['tpr_at_1pct'])}" for a in drawn], most=14
     )
@@ -144,8 +151,8 @@ def roc_plot(
         grid = figure.subplots(1, len(spaces), squeeze=False, sharey=True)
         for axes, space in zip(grid.flat, spaces, strict=True):
             axes.plot([_LEAST, 1], [_LEAST, 1], **_GUESS_STYLE)
-            if ceiling is not None and isinstance(ceiling["curve"], list):
-                axes.plot(*zip(*ceiling["curve"], strict=True), **_CEILING_STYLE)
+            if curve is not None:
+                axes.plot(*zip(*curve, strict=True), **_CEILING_STYLE)
             for attack in (a for a in drawn if a["space"] == space):
                 style = series_style(names.index(str(attack["attack"])))
                 points = [(max(x, _LEAST), max(y, _LEAST)) for x, y in attack["roc"]]
@@ -159,10 +166,10 @@ def roc_plot(
             axes.set_title(_title(space))
         grid[0][0].set_ylabel("True positive rate")
         styles = [{**series_style(i), "marker": None} for i in range(len(names))]
-        labels = [*names, "guessing"]
+        labels = [*names, "chance (guessing)"]
         handles = [*styles, dict(_GUESS_STYLE)]
-        if ceiling is not None:
-            labels.append(f"most that epsilon {epsilon_text(ceiling['epsilon'])} allows")
+        if ceiling is not None and curve is not None:
+            labels.append(f"most that epsilon {epsilon_text(ceiling['epsilon'])} allows any attack")
             handles.append(dict(_CEILING_STYLE))
         legend(figure, [key(h) for h in handles], labels)
 

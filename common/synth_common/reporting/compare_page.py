@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from synth_common.reporting import numbers
 from synth_common.reporting.columns import GROUPS
-from synth_common.reporting.compare_plots import key_plots
+from synth_common.reporting.compare_plots import budget_of, key_plots
 from synth_common.reporting.factbook import MISSING
 from synth_common.reporting.html import environment
 from synth_common.reporting.svg import (
@@ -99,7 +99,9 @@ def _plot(
     drawn = [c for c in measured if any(numbers.number(r[c["name"]]) is not None for r in rows)]
     if not drawn:
         return None
-    epsilons = list(dict.fromkeys(numbers.setting(r["epsilon"]) for r in sorted(rows, key=_budget)))
+    epsilons = list(
+        dict.fromkeys(numbers.setting(r["epsilon"]) for r in sorted(rows, key=budget_of))
+    )
     generators = list(dict.fromkeys(str(r["generator"]) for r in rows))
     lines = -(-len(drawn) // _PANELS)
     alt = f"{group} by generator and epsilon: " + listed(
@@ -141,16 +143,14 @@ def _paint(
     scale = _SCALES.get(column["unit"], (1.0, ""))[0]
     points = [
         (ticks[numbers.setting(r["epsilon"])], value / scale, r)
-        for r in sorted(rows, key=_budget)
+        for r in sorted(rows, key=budget_of)
         if (value := numbers.number(r[column["name"]])) is not None
     ]
     axes.plot([x for x, _, _ in points], [y for _, y, _ in points], **style)
     for x, _, row in points:
-        span = row.get(f"{column['name']}_interval")
-        ends = [numbers.number(end) for end in span] if isinstance(span, list) else []
-        if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
-            ends_scaled = (ends[0] / scale, ends[1] / scale)
-            axes.plot((x, x), ends_scaled, color=style["color"], linewidth=1.0)
+        if (ends := numbers.ends_of(row.get(f"{column['name']}_interval"))) is not None:
+            scaled = (ends[0] / scale, ends[1] / scale)
+            axes.plot((x, x), scaled, color=style["color"], linewidth=1.0)
 
 
 def _label(axes: Axes, column: Mapping[str, Any], epsilons: Sequence[str]) -> None:
@@ -163,9 +163,3 @@ def _label(axes: Axes, column: Mapping[str, Any], epsilons: Sequence[str]) -> No
     axes.set_xlim(-0.4, len(epsilons) - 0.6)
     axes.set_xlabel("Epsilon")
     axes.margins(y=0.15)
-
-
-def _budget(row: Mapping[str, Any]) -> float:
-    """Epsilon as a sorting key: infinity and unknown last."""
-    plain = numbers.number(row["epsilon"])
-    return float("inf") if plain is None else plain

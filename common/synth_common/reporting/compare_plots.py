@@ -99,9 +99,9 @@ def _key_plot(
     title, line_name, line = asked
     name = str(column["name"])
     generators = list(dict.fromkeys(str(row["generator"]) for row in rows))
-    budgets = sorted({_budget(row) for row in rows})
+    budgets = sorted({budget_of(row) for row in rows})
     levels = _levels(rows, line)
-    cells = {(str(row["generator"]), _budget(row)): row for row in rows}
+    cells = {(str(row["generator"]), budget_of(row)): row for row in rows}
     reference = None
     if levels:
         shown = [numbers.measured(level) for level in (levels[0], levels[-1])]
@@ -122,7 +122,7 @@ def _key_plot(
         for number, generator in enumerate(generators):
             own = [row for row in known if str(row["generator"]) == generator]
             apart = _DODGE * _span(places) * (number - (len(generators) - 1) / 2)
-            spots = [(places[_budget(row)] + apart, row) for row in own]
+            spots = [(places[budget_of(row)] + apart, row) for row in own]
             _paint(axes, name, sorted(spots, key=lambda s: s[0]), series_style(number))
         _label(axes, column, places)
         handles = [key(series_style(i)) for i in range(len(generators))]
@@ -164,15 +164,13 @@ def _paint(
     axes: Axes, name: str, spots: Sequence[tuple[float, Row]], style: Mapping[str, Any]
 ) -> None:
     """One generator: a line through finite budgets, infinity apart, and intervals."""
-    finite = [(x, row) for x, row in spots if math.isfinite(_budget(row))]
+    finite = [(x, row) for x, row in spots if math.isfinite(budget_of(row))]
     for part in (finite, [spot for spot in spots if spot not in finite]):
         if part:
             axes.plot([x for x, _ in part], [float(row[name]) for _, row in part], **style)
     for x, row in spots:
-        span = row.get(f"{name}_interval")
-        ends = [numbers.number(end) for end in span] if isinstance(span, list) else []
-        if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
-            axes.plot((x, x), (ends[0], ends[1]), color=style["color"], linewidth=1.1)
+        if (ends := numbers.ends_of(row.get(f"{name}_interval"))) is not None:
+            axes.plot((x, x), ends, color=style["color"], linewidth=1.1)
 
 
 def _label(axes: Axes, column: Mapping[str, Any], places: Mapping[float, float]) -> None:
@@ -203,7 +201,7 @@ def _span(places: Mapping[float, float]) -> float:
     return (max(places.values()) - min(places.values())) or 1.0
 
 
-def _budget(row: Row) -> float:
+def budget_of(row: Row) -> float:
     """Epsilon as a number; infinity for what promises nothing."""
     plain = numbers.number(row["epsilon"])
     return math.inf if plain is None else plain

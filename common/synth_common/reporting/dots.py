@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from synth_common.reporting.factbook import POOLED
-from synth_common.reporting.numbers import interval, measured, number
+from synth_common.reporting.numbers import ends_of, interval, measured, number
 from synth_common.reporting.svg import (
     MANY,
     MUTED,
@@ -24,7 +24,7 @@ from synth_common.reporting.svg import (
     series_style,
     short_names,
 )
-from synth_common.reporting.words import TRAINED_ON, metric_title
+from synth_common.reporting.words import AUC_SERIES, TRAINED_ON, metric_title
 
 _PANELS = 3  # side by side
 _ONE = "One hospital"
@@ -100,16 +100,11 @@ def membership_plot(records: Sequence[Mapping[str, Any]]) -> Plot | None:
     Args:
         records: ``report["membership"]["attacks"]``.
     """
-    kinds = {
-        "Attack": ("auc", "auc_interval"),
-        "Blind baseline": ("baseline_auc", "baseline_interval"),
-        "Control": ("control_auc", "control_interval"),
-    }
     sites = {r["site"] for r in records}
     panels: dict[_Where, list[Dot]] = {}
     for record in records:
         where = (str(record["attack"]), str(record["encoder"]))
-        for kind, (value, span) in kinds.items():
+        for kind, value, span in AUC_SERIES:
             if len(sites) > MANY:
                 series = POOLED if record["site"] is None else _ONE
                 place = (kind, series)
@@ -173,12 +168,7 @@ def _place(record: Mapping[str, Any], series: str, many: bool) -> tuple[str, str
 def dot_of(row: str, series: str, value: Any, span: Any) -> Dot | None:
     """A dot, or None where no number was recorded."""
     plain = number(value)
-    if plain is None:
-        return None
-    ends = [number(end) for end in span] if isinstance(span, list) and len(span) == 2 else []
-    if len(ends) == 2 and ends[0] is not None and ends[1] is not None:
-        return Dot(row, series, plain, (ends[0], ends[1]))
-    return Dot(row, series, plain)
+    return None if plain is None else Dot(row, series, plain, ends_of(span))
 
 
 def _paint(axes: Axes, dots: Sequence[Dot], rows: Sequence[str], series: Sequence[str]) -> None:

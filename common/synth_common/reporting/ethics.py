@@ -2,7 +2,7 @@
 
 It offers evidence for an assessment (the three criteria of WP216, a HIPAA expert determination,
 NIST SP 800-226) and decides nothing. Nothing is computed; what nobody recorded prints
-NOT RECORDED and is counted on the first screen.
+NOT RECORDED and is counted on the first screen, where dates in an odd order stand, too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Any, Final
 
 from synth_common.charter import Charter, SiteCharter
 from synth_common.facts import Fact
+from synth_common.leaving import leaving
 from synth_common.reporting import ethics_measured as measured
 from synth_common.reporting import ethics_stated as stated
 from synth_common.reporting.clauses import load_clauses
 from synth_common.reporting.ethics_attacks import attacks
+from synth_common.reporting.ethics_dates import date_orders
 from synth_common.reporting.ethics_input import read_input
 from synth_common.reporting.evidence import Field, Record
 from synth_common.reporting.files import replace_text
@@ -68,7 +70,7 @@ def build_ethics(given: EthicsInput) -> dict[str, Any]:
     Returns:
         JSON-ready dictionary, ``docs/reference/ethics.md``.
     """
-    facts = [*_may_enter(given.facts), *given.audits]
+    facts = [*leaving(given.facts), *given.audits]
     record = Record(facts, given.charter, given.charters)
     clauses = load_clauses()
     groups: list[dict[str, Any]] = [
@@ -83,6 +85,7 @@ def build_ethics(given: EthicsInput) -> dict[str, Any]:
         "simulation": report["run"]["simulation"],
         "guarantee": badge(report),
         "warnings": [w for w in report["warnings"] if w["severity"] != "note"],
+        "dates": date_orders(record),
         "charter": _charter(given.charter),
         "site_charters": {site: _charter(own) for site, own in given.charters.items()},
         "clauses": {"dated": clauses.dated, "sha256": clauses.sha256},
@@ -143,17 +146,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise StorageError(f"cannot write into {folder}: {err.strerror}") from err
-
-
-def _may_enter(facts: Iterable[Fact]) -> list[Fact]:
-    """What a copy that leaves may hold: a simulation has no patients to hide from itself."""
-    known = list(facts)
-    simulated = any(f.name == "run.simulation" and f.value is True for f in known)
-    return [
-        fact
-        for fact in known
-        if (simulated or fact.scope != "site-local") and fact.detail.get("kind") != "real"
-    ]
 
 
 def _as_json(made: Field) -> dict[str, Any]:

@@ -120,15 +120,15 @@ def _named(fact: Fact, before: str = "") -> Row:
     """A fact under its own name, as far as a row prints it."""
     names = [_get(fact, key) for key in ("attack", "test", "measure")]
     name = next((str(n) for n in names if n != MISSING), CATALOGUE.get(fact.name, fact.name))
-    if not isinstance(fact.value, Mapping):
-        return of_fact(fact, before + name, "", "measured")
-    printed = {
-        key.replace("_", " "): fact.value[key]
-        for key in _OF_AN_ATTACK
-        if key in fact.value and _short(fact.value[key])
-    }
     row = of_fact(fact, before + name, "", "measured")
-    return replace(row, value=printed or dict(fact.value))
+    if not isinstance(row.value, Mapping):
+        return row
+    printed = {
+        key.replace("_", " "): row.value[key]
+        for key in _OF_AN_ATTACK
+        if key in row.value and _short(row.value[key])
+    }
+    return replace(row, value=printed or row.value)
 
 
 def _short(value: Any) -> bool:

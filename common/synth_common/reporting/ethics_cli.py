@@ -81,7 +81,8 @@ def ethics(
 
     RUN is a run directory of synth-sim or synth-server, BUNDLE a release. Every field has its
     value, what recorded it and when, and the clause that it serves; what nobody recorded prints
-    NOT RECORDED and is counted at the top. Writes ethics.html and ethics.json.
+    NOT RECORDED and is counted at the top, and so are dates of a charter in an order that cannot be
+    right or that a reader must know of. Writes ethics.html and ethics.json.
     """
     from synth_common.charter import load_charter
     from synth_common.reporting.ethics import write_ethics
@@ -93,9 +94,12 @@ def ethics(
         audits=audit or (),
         site_charters=site_charter or (),
     )
-    missing = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["missing"]
+    written = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    missing = written["missing"]
     typer.echo(f"written: {page}")
     typer.echo(f"NOT RECORDED: {missing['values']} of {missing['of']} values")
+    for order in written["dates"]:
+        typer.echo(f"DATES: {order['title']}: {order['text']}")
     if pdf:
         from synth_common.reporting.pdf import print_pdf
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Final
 
 from synth_common.facts import CATALOGUE, Fact
 from synth_common.reporting.evidence import Field, Record, Row, Show, of_fact
 from synth_common.reporting.factbook import MISSING
+
+# Families whose ``Generator.decode`` gives None; their weights hold no direction to walk along.
+_WITHOUT_LATENT_SPACE: Final = frozenset({"embedding"})
 
 
 def minimisation(record: Record) -> Iterator[Field]:
@@ -67,8 +71,7 @@ def generator(record: Record) -> Iterator[Field]:
         "Interpretability of the generator",
         "Can it be said in words what a part of the generator does?",
         ("future-ai", "model-cards"),
-        [_direction(fact) for fact in directions]
-        or [row("Latent directions", "samples.traversal")],
+        [_direction(fact) for fact in directions] or [_no_direction(record)],
     )
 
 
@@ -77,6 +80,14 @@ def _direction(fact: Fact) -> Row:
     row = of_fact(fact, f"Direction {fact.detail.get('direction', '')}")
     caption = fact.detail.get("caption", MISSING)
     return replace(row, value=f"{caption} (picture below)", fact="samples.traversal")
+
+
+def _no_direction(record: Record) -> Row:
+    """Nobody recorded a direction; of a family without a latent space there is none to record."""
+    family = record.row("Latent directions", "plan.settings/generator/family")
+    if family.value in _WITHOUT_LATENT_SPACE:
+        return replace(family, value=f"none: family {family.value} has no latent space")
+    return record.row("Latent directions", "samples.traversal")
 
 
 def guarantee(record: Record) -> Iterator[Field]:

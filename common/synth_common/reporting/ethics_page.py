@@ -49,11 +49,9 @@ def shown(row: Mapping[str, Any]) -> list[Markup]:
     value, show = row["value"], environment().filters[row["show"]]
     each = environment().filters["measured" if row["show"] == "words" else row["show"]]
     if isinstance(value, Mapping):
-        return [Markup("{}: {}").format(key, each(item)) for key, item in value.items()] or [
-            Markup("none")
-        ]
+        return [Markup("{}: {}").format(key, each(item)) for key, item in value.items()]
     if isinstance(value, list):
-        return [each(item) for item in value] or [Markup("none")]
+        return [each(item) for item in value]
     if value is None or isinstance(value, bool):
         return [each(value)]
     return [show(value)]

@@ -49,8 +49,8 @@ class Row:
 
     @property
     def missing(self) -> bool:
-        """Whether nobody recorded it."""
-        return bool(self.value == MISSING)
+        """Whether nobody recorded it, or a part of it."""
+        return _lacks(self.value)
 
     def as_json(self) -> dict[str, Any]:
         """For ethics.json."""
@@ -129,13 +129,47 @@ class Record:
         return replace(row, site=site)
 
 
-def of_fact(fact: Fact, label: str, path: str = "", show: Show = "words") -> Row:
-    """A fact's value, or what lies at a path of keys in it."""
+def of_fact(
+    fact: Fact, label: str, path: str = "", show: Show = "words", empty: str = MISSING
+) -> Row:
+    """A fact's value, or what lies at a path of keys in it.
+
+    Args:
+        fact: Where it was recorded.
+        label: What it is.
+        path: Keys, parted by ``/``.
+        show: How a page prints it.
+        empty: What an empty text, list or mapping says. An empty value is no answer, and inside
+            of another never is; but where it is one ("none was set aside"), it is given here.
+    """
     value: Any = fact.value
     for key in filter(None, path.split("/")):
         value = value.get(key, MISSING) if isinstance(value, Mapping) else MISSING
     name = f"{fact.name}/{path}" if path else fact.name
+    value = empty if _empty(value) else _marked(value)
     return Row(label, value, name, fact.source, fact.time, fact.site, fact.scope, show)
+
+
+def _empty(value: Any) -> bool:
+    return isinstance(value, str | list | tuple | Mapping) and not value
+
+
+def _marked(value: Any) -> Any:
+    """A value with :data:`MISSING` in every empty place; None was recorded as not applicable."""
+    if isinstance(value, Mapping) and value:
+        return {key: _marked(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and value:
+        return [_marked(item) for item in value]
+    return MISSING if _empty(value) else value
+
+
+def _lacks(value: Any) -> bool:
+    """Whether a value, or anything in it, was not recorded."""
+    if isinstance(value, Mapping):
+        return any(map(_lacks, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_lacks, value))
+    return bool(value == MISSING)
 
 
 def few_hidden(row: Row) -> Row:

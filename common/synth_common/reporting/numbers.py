@@ -23,6 +23,14 @@ def number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def ends_of(span: Any) -> tuple[float, float] | None:
+    """Both finite ends of an interval ``[low, high]``, or None where a fact holds no such thing."""
+    if not isinstance(span, list) or len(span) != 2:
+        return None
+    low, high = number(span[0]), number(span[1])
+    return None if low is None or high is None else (low, high)
+
+
 def measured(value: Any) -> str:
     """A measured number with three significant digits; whole numbers in full."""
     plain = number(value)

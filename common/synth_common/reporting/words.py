@@ -18,6 +18,13 @@ TRAINED_ON: Final[Mapping[str, str]] = {
     "second observer": "Second observer",
 }
 
+AUC_SERIES: Final = (
+    ("Attack", "auc", "auc_interval"),
+    ("Blind baseline", "baseline_auc", "baseline_interval"),
+    ("Control", "control_auc", "control_interval"),
+)
+"""What stands side by side of a membership attack: its name, and the fields of AUC and interval."""
+
 METRICS: Final[Mapping[str, tuple[str, str]]] = {
     "frechet": (
         "Fréchet distance",
