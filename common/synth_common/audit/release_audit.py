@@ -24,6 +24,7 @@ from synth_common.audit.judging import Tested, copy_tests, judge, link_tests
 from synth_common.audit.measuring import FEWEST, Measured, Scored, measure, measure_group
 from synth_common.audit.policy import AuditPolicy, View, WrittenPolicy
 from synth_common.audit.released_model import ReleasedModel, model_scores, update_scores
+from synth_common.audit.tracing import TRACING, trace_sum
 from synth_common.errors import DataError
 from synth_common.facts import Fact
 
@@ -139,6 +140,11 @@ def _white_box(
         ("model", name): scores
         for name, scores in model_scores(model.generator, gathered.real).items()
     }
+    if model.released is not None:
+        tell(f"tracing the released sum of {len(model.released.vector)} numbers")
+        sides = (gathered.real, gathered.patients, gathered.reference)
+        traced = trace_sum(model.released, *sides, model.plan.privacy.unit)
+        found["model", TRACING] = traced[gathered.patients]
     for site, updates in model.updates.items():
         tell(f"updates of {site}: {len(updates)} rounds")
         name = f"Update inner product: {site}"
@@ -146,7 +152,8 @@ def _white_box(
     if not any(view == "model" for view, _ in found):
         untested.add(
             "White-box attacks on the model",
-            f"none is known for the family {family}, whose weights hold released sums",
+            f"none is known for the weights of the family {family} alone, and no released sum was "
+            "found beside them",
         )
     empty = np.zeros((0, 0))
     case = Case(empty, gathered.member, gathered.patients, empty, empty)
