@@ -89,12 +89,15 @@ def disguised(image: np.ndarray, number: int) -> np.ndarray:
     return np.clip(0.6 * image + 0.2, 0, 1) if kind == 3 else image
 
 
-def planted(drawn: People, share: float) -> tuple[ImageSet, int]:
-    """Fresh images among which a share are disguised copies of members, and how many."""
+def planted(drawn: People, share: float, kind: int | None = None) -> tuple[ImageSet, int]:
+    """Fresh images among which a share are disguised copies of members, and how many.
+
+    All of one ``kind`` of :func:`disguised`, or of all kinds in turn.
+    """
     count = round(share * len(drawn.fresh))
     pixels = drawn.fresh.images.copy()
     for i in range(count):
-        pixels[i] = disguised(drawn.members.images[7 * i], i)
+        pixels[i] = disguised(drawn.members.images[7 * i], i if kind is None else kind)
     return replace(drawn.fresh, images=pixels), count
 
 

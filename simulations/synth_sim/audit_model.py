@@ -9,11 +9,13 @@ from synth_common.audit.released_model import ReleasedModel
 from synth_common.errors import CheckpointError, ConfigError
 from synth_common.facts import read_facts
 from synth_common.generators import build_generator
+from synth_common.generators.embedding import Released, build_embedding
 from synth_common.plan import Plan
 from synth_common.release.names import SIGNATURE
 from synth_common.reporting.factbook import FactBook
 from synth_common.validation import validate
 from synth_server.checkpoint import load_latest
+from synth_server.release_store import load_release
 from synth_sim.kept_updates import read_updates
 
 
@@ -21,12 +23,14 @@ def load_model(run: Path, updates: Path | None = None) -> ReleasedModel:
     """Read a run of synth-sim or synth-server.
 
     Args:
-        run: Its directory, with ``facts.jsonl`` and ``checkpoints``.
+        run: Its directory, with ``facts.jsonl`` and ``checkpoints``; the sum of a release is
+            there too.
         updates: Its stored updates, for the view of a curious server.
 
     Raises:
         ConfigError: It is no run directory; a release, which holds no weights, is told apart.
-        CheckpointError: It has no checkpoint, or one that is damaged or of another plan.
+        CheckpointError: It has no checkpoint, or checkpoint or release are damaged or of another
+            plan.
         DataError: The updates cannot be read.
     """
     _require_run(run)
@@ -43,8 +47,19 @@ def load_model(run: Path, updates: Path | None = None) -> ReleasedModel:
     generator.load_shared_state(checkpoint.state)
     generator.eval()
     kept = {} if updates is None else read_updates(updates)
+    kept_sum = load_release(run / "checkpoints", run_id, plan.digest())
+    released = None
+    if kept_sum is not None:
+        embedding = build_embedding(plan.generator)
+        released = Released(kept_sum.vector, kept_sum.sigma, embedding)
     return ReleasedModel(
-        plan, generator, checkpoint.round, _epsilon(book), _origin(run, plan), kept
+        plan,
+        generator,
+        checkpoint.round,
+        _epsilon(book),
+        _origin(run, plan),
+        kept,
+        released,
     )
 
 

@@ -1,9 +1,9 @@
 """Near-copies: synthetic images that are a real one, perhaps flipped, moved or re-exposed.
 
 Two steps. A coarse search compares every synthetic image with every real one by blocked
-matrix products, at 16 x 16 pixels, over four flips and shifts of up to an eighth of the
-side; it keeps the few nearest. A fine comparison then takes the normalised cross-correlation
-of their detail at full size over the same shifts (Lewis 1995, "Fast normalized
+matrix products, at 16 x 16 cells, over four flips and shifts of up to an eighth of the side,
+half a cell apart; it keeps the few nearest. A fine comparison then takes the normalised
+cross-correlation of their detail at full size over the same shifts (Lewis 1995, "Fast normalized
 cross-correlation"), which no change of brightness or contrast alters. Pure functions.
 """
 
@@ -83,38 +83,42 @@ def _flipped(images: Floats, flip: int) -> Floats:
 
 def _coarse(synthetic: Floats, real: Floats) -> tuple[Index, Index]:
     """(S, K) positions of the K most alike real images, and with which flip each."""
-    small, large = (_softened(_reduced(s, _COARSE)) for s in (synthetic, real))
-    margin = (_COARSE - _CORE) // 2
+    small, large = (_softened(_half_cells(s)) for s in (synthetic, real))
+    # Half a cell apart: nearer is seen in cells of this size, but not a whole one.
+    margin = _COARSE - _CORE
     windows = [
-        _normalised(large[:, i : i + _CORE, j : j + _CORE])
+        _normalised(large[:, i : i + 2 * _CORE : 2, j : j + 2 * _CORE : 2])
         for i in range(2 * margin + 1)
         for j in range(2 * margin + 1)
     ]
-    # What all pictures of one kind share tells nothing: take the mean window out.
-    centre = _normalised(large[:, margin : margin + _CORE, margin : margin + _CORE]).mean(axis=0)
-    windows = [_centred(window, centre) for window in windows]
+    # What all pictures of one kind share tells nothing: take the mean out, window by window, as
+    # a moved picture shares with all others what lies at the place that it was moved to.
+    centres = [window.mean(axis=0) for window in windows]
+    windows = [_centred(w, c) for w, c in zip(windows, centres, strict=True)]
     kept = min(_KEPT, len(real))
+    middle = slice(margin, margin + 2 * _CORE, 2)
+    core = small[:, middle, middle]
     nearest = np.empty((len(small), kept), dtype=np.int64)
     flips = np.empty((len(small), kept), dtype=np.int64)
     for start in range(0, len(small), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        score, flip = _block(small[rows, margin:-margin, margin:-margin], windows, centre)
+        score, flip = _block(core[rows], windows, centres)
         nearest[rows] = np.argpartition(-score, kept - 1, axis=1)[:, :kept]
         flips[rows] = np.take_along_axis(flip, nearest[rows], axis=1)
     return nearest, flips
 
 
 def _block(
-    core: Floats, windows: list[Floats], centre: Floats
+    core: Floats, windows: list[Floats], centres: list[Floats]
 ) -> tuple[Floats, npt.NDArray[np.int8]]:
     """Best correlation (B, N) over flips and shifts, and the flip that gave it."""
     best = np.full((len(core), len(windows[0])), -np.inf, dtype=np.float32)
     flip = np.zeros(best.shape, dtype=np.int8)
     for number in range(len(FLIPS)):
-        cores = _centred(_normalised(_flipped(core, number)), centre)
-        score = cores @ windows[0].T
-        for window in windows[1:]:
-            np.maximum(score, cores @ window.T, out=score)
+        cores = _normalised(_flipped(core, number))
+        score = _centred(cores, centres[0]) @ windows[0].T
+        for window, centre in zip(windows[1:], centres[1:], strict=True):
+            np.maximum(score, _centred(cores, centre) @ window.T, out=score)
         better = score > best
         flip[better] = number
         np.maximum(best, score, out=best)
@@ -127,6 +131,13 @@ def _reduced(images: Floats, side: int) -> Floats:
     return np.asarray(np.einsum("ai,nij,bj->nab", weights, images, weights, optimize=True))
 
 
+def _half_cells(images: Floats) -> Floats:
+    """Means (N, 31, 31) over cells of a 16th of the side, half a cell apart."""
+    halves = _reduced(images, 2 * _COARSE)
+    rows = halves[:, :-1] + halves[:, 1:]
+    return np.asarray((rows[:, :, :-1] + rows[:, :, 1:]) / 4)
+
+
 def _area_weights(size: int, side: int) -> Floats:
     """(side, size): the share of every pixel in every cell; rows sum to 1."""
     edges = np.linspace(0, size, side + 1)
@@ -137,7 +148,7 @@ def _area_weights(size: int, side: int) -> Floats:
 
 
 def _softened(cells: Floats) -> Floats:
-    """Blurred by less than a cell, so that a shift by half a cell is not missed."""
+    """Blurred by less than half a cell, so that a shift by a quarter is not missed."""
     return np.asarray(gaussian_filter(cells, (0, 0.6, 0.6), truncate=2.0))
 
 

@@ -27,6 +27,7 @@ from synth_common.audit.measuring import FEWEST, Measured, Scored, measure, meas
 from synth_common.audit.policy import WrittenPolicy
 from synth_common.audit.released_model import ReleasedModel, model_scores
 from synth_common.audit.server_view import require_sites, server_scores
+from synth_common.audit.tracing import TRACING, trace_sum
 from synth_common.errors import DataError
 from synth_common.facts import Fact
 
@@ -142,10 +143,16 @@ def _white_box(
     family = model.plan.generator.family
     tell(f"white-box attacks on the {family}")
     found = model_scores(model.generator, gathered.real)
+    if model.released is not None:
+        tell(f"tracing the released sum of {len(model.released.vector)} numbers")
+        sides = (gathered.real, gathered.patients, gathered.reference)
+        traced = trace_sum(model.released, *sides, model.plan.privacy.unit)
+        found[TRACING] = traced[gathered.patients]
     if not found:
         untested.add(
             "White-box attacks on the model",
-            f"none is known for the family {family}, whose weights hold released sums",
+            f"none is known for the weights of the family {family} alone, and no released sum was "
+            "found beside them",
         )
     empty = np.zeros((0, 0))
     case = Case(empty, gathered.member, gathered.patients, empty, empty)

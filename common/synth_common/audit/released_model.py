@@ -13,6 +13,7 @@ from torch import nn
 
 from synth_common.generators import Generator
 from synth_common.generators.canary import CanaryGenerator
+from synth_common.generators.embedding import Released
 from synth_common.generators.gan import GAN
 from synth_common.generators.networks import one_hot
 from synth_common.images.imageset import ImageSet
@@ -35,6 +36,7 @@ class ReleasedModel:
             none is recorded.
         origin: Where the weights were read.
         updates: Of each site, what it was sent and what it replied by round, where stored.
+        released: The noisy sum that it learnt from, where the run had a release.
     """
 
     plan: Plan
@@ -43,6 +45,7 @@ class ReleasedModel:
     epsilon: float | None
     origin: str
     updates: Mapping[str, list[Update]] = field(default_factory=dict)
+    released: Released | None = None
 
 
 @dataclass(frozen=True)
