@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from synth_common.audit import near_copies
 from synth_common.audit.attacks import attribute_confidence, monte_carlo, synthetic_likeness
 from synth_common.audit.copying import authenticity, data_copying, find_neighbours
 from synth_common.audit.distances import nearest, share_within
@@ -200,6 +201,21 @@ def test_linking_goes_by_way_of_the_synthetic_images() -> None:
     assert found.linked.member == (100, 100)
     assert found.linked.control[0] < 10
     assert link_studies(centre, real[:200], member[:200], patients[:200], RNG) is None
+
+
+def test_copies_are_the_same_however_many_real_images_are_held_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = RNG.random((90, 1, 32, 32), dtype=np.float32)
+    copies = np.roll(real[::-1][:40], (2, -1), axis=(2, 3))
+    whole = best_matches(copies, real)
+    np.testing.assert_array_equal(whole.index, 89 - np.arange(40))
+    monkeypatch.setattr(near_copies, "_REAL_BLOCK", 20)
+    monkeypatch.setattr(near_copies, "_BLOCK", 7)
+    parts = best_matches(copies, real)
+    np.testing.assert_array_equal(parts.index, whole.index)
+    np.testing.assert_array_equal(parts.flip, whole.flip)
+    np.testing.assert_allclose(parts.similarity, whole.similarity, atol=1e-6)
 
 
 def test_copies_are_found_flipped_moved_and_relit_at_any_size() -> None:

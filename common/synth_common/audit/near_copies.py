@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,10 @@ Index = npt.NDArray[np.int64]
 FLIPS = ("as it is", "mirrored", "upside down", "turned by 180 degrees")
 _COARSE = 16  # side of the images of the first step
 _CORE = 12  # side of the part of a synthetic image that is looked for
+_MARGIN = _COARSE - _CORE  # half cells that it may be moved by; whole cells would miss it between
 _KEPT = 16  # real images that the fine comparison sees of each synthetic one
 _BLOCK = 512
+_REAL_BLOCK = 4096  # real images whose windows are held at once: 190 MB
 _PAIRS = 256
 _FINE = 64  # larger images are reduced to about this for the fine comparison
 _LEAST_DETAIL = 1e-3  # root mean square below which an image has no detail to compare
@@ -84,28 +87,39 @@ def _flipped(images: Floats, flip: int) -> Floats:
 def _coarse(synthetic: Floats, real: Floats) -> tuple[Index, Index]:
     """(S, K) positions of the K most alike real images, and with which flip each."""
     small, large = (_softened(_half_cells(s)) for s in (synthetic, real))
-    # Half a cell apart: nearer is seen in cells of this size, but not a whole one.
-    margin = _COARSE - _CORE
-    windows = [
-        _normalised(large[:, i : i + 2 * _CORE : 2, j : j + 2 * _CORE : 2])
-        for i in range(2 * margin + 1)
-        for j in range(2 * margin + 1)
-    ]
+    middle = slice(_MARGIN, _MARGIN + 2 * _CORE, 2)
+    cores = small[:, middle, middle]
     # What all pictures of one kind share tells nothing: take the mean out, window by window, as
     # a moved picture shares with all others what lies at the place that it was moved to.
-    centres = [window.mean(axis=0) for window in windows]
-    windows = [_centred(w, c) for w, c in zip(windows, centres, strict=True)]
+    centres = [window.mean(axis=0) for window in _windows(large)]
+    parts = []
+    for first in range(0, len(large), _REAL_BLOCK):
+        found = _windows(large[first : first + _REAL_BLOCK])
+        windows = [_centred(w, c) for w, c in zip(found, centres, strict=True)]
+        rows = range(0, len(cores), _BLOCK)
+        blocks = [_leading(*_block(cores[k : k + _BLOCK], windows, centres), first) for k in rows]
+        parts.append([np.concatenate(columns) for columns in zip(*blocks, strict=True)])
+    score, place, flip = (np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True))
     kept = min(_KEPT, len(real))
-    middle = slice(margin, margin + 2 * _CORE, 2)
-    core = small[:, middle, middle]
-    nearest = np.empty((len(small), kept), dtype=np.int64)
-    flips = np.empty((len(small), kept), dtype=np.int64)
-    for start in range(0, len(small), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        score, flip = _block(core[rows], windows, centres)
-        nearest[rows] = np.argpartition(-score, kept - 1, axis=1)[:, :kept]
-        flips[rows] = np.take_along_axis(flip, nearest[rows], axis=1)
-    return nearest, flips
+    best = np.argpartition(-score, kept - 1, axis=1)[:, :kept]
+    return np.take_along_axis(place, best, axis=1), np.take_along_axis(flip, best, axis=1)
+
+
+def _windows(large: Floats) -> Iterator[Floats]:
+    """(N, 144), every window of half cells that a synthetic image's middle may lie on."""
+    starts = range(2 * _MARGIN + 1)
+    for i, j in product(starts, starts):
+        yield _normalised(large[:, i : i + 2 * _CORE : 2, j : j + 2 * _CORE : 2])
+
+
+def _leading(
+    score: Floats, flip: npt.NDArray[np.int8], first: int
+) -> tuple[Floats, Index, npt.NDArray[np.int64]]:
+    """Of (B, N), the K highest scores, their positions counted from ``first``, their flips."""
+    kept = min(_KEPT, score.shape[1])
+    place = np.argpartition(-score, kept - 1, axis=1)[:, :kept].astype(np.int64)
+    chosen = np.take_along_axis(flip, place, axis=1).astype(np.int64)
+    return np.take_along_axis(score, place, axis=1), place + first, chosen
 
 
 def _block(
