@@ -32,7 +32,7 @@ def _searched(synthetic: ImageSet, drawn: People) -> tuple[Copies, Outcome]:
     similar = policy.copy_similarity
     found = search_copies(nobodys(synthetic), drawn.members, drawn.others, similar)
     results = judge([], [], [], found, policy, None)
-    gates = decide(results, policy, policy.alpha / 2)
+    gates = decide(results, policy)
     return found, next(g.outcome for g in gates if g.gate.measure == "near-copies")
 
 

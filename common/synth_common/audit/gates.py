@@ -76,7 +76,7 @@ def _not_run(view: View) -> str:
     """Why a view has no results."""
     needs = {
         "images": "no attack could be run",
-        "model": "no model was given (--model), or there is no attack on its family's weights yet",
+        "model": "no model was given (--model), or nothing of it can be attacked; see not tested",
         "server": "no updates were given (--updates), or too few candidates are from their sites",
     }
     return needs[view]
