@@ -101,6 +101,10 @@ def test_the_training_set_ends_with_21_and_says_what_failed(files: Files) -> Non
     groups = {g["group"] for g in audit["groups"]}
     assert {"sex f", "sex m", "class normal", "age 20 to 41"} <= groups
     assert audit["sets"]["members"]["patients"] == 64
+    assert audit["shadows"] is None
+    untested = {u["what"]: u["why"] for u in audit["untested"]}
+    assert "--shadow-models K" in untested["Shadow models (LiRA)"]
+    assert "Shadow trainings" not in (files.out / "audit.html").read_text(encoding="utf-8")
 
 
 def test_the_page_needs_nothing_else_and_only_the_local_edition_shows_patients(

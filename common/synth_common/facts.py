@@ -98,6 +98,7 @@ CATALOGUE: Mapping[str, str] = {
     "audit.set": "A set of an audit: source, images offered, accepted and set aside, patients",
     "audit.alike": "How far members and non-members differ by more than membership",
     "audit.attack": "A membership attack of an audit, in all patients or in a group",
+    "audit.shadows": "Shadow trainings of an audit: how many, of what recipe; no ledger is charged",
     "audit.test": "A test of an audit that is no AUC: copying, re-identification, linking",
     "audit.near_copies": "Synthetic images that are near-copies of members, with the control",
     "audit.ceiling": "What the recorded epsilon allows any attack at most: TPR by FPR",

@@ -19,6 +19,7 @@ from synth_common.audit.near_copies import FLIPS
 from synth_common.audit.policy import read_policy
 from synth_common.audit.release_audit import audit_release
 from synth_common.audit.released_model import ReleasedModel
+from synth_common.audit.shadows import Shadows, require_models
 from synth_common.errors import ConfigError, StorageError
 from synth_common.facts import Fact, FactLog
 from synth_common.images.preprocess import Target
@@ -46,6 +47,8 @@ class AuditOptions:
         size: Side of the compared pictures; None for the synthetic images' own.
         site_local: Also write the edition that shows patients.
         command: Command line, for the record.
+        shadow_models: Trainings of the model's recipe to attack with; None for none. Need
+            ``model``.
     """
 
     synthetic: str
@@ -60,6 +63,7 @@ class AuditOptions:
     size: int | None = None
     site_local: bool = False
     command: str = ""
+    shadow_models: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,10 +94,15 @@ def run_audit(options: AuditOptions, tell: Callable[[str], None]) -> AuditDone:
     _require_free(options.out)
     if options.updates is not None and options.model is None:
         raise ConfigError("--updates needs --model: the run whose updates they are")
+    if options.shadow_models is not None:
+        require_models(options.shadow_models)
+        if options.model is None:
+            raise ConfigError("--shadow-models needs --model: the run whose recipe is followed")
     tell("reading the sets")
     model = None if options.model is None else load_model(options.model, options.updates)
+    shadows = _shadows(options, model, tell)
     inputs = _inputs(options, model)
-    found = audit_release(inputs, written, model, options.seed, tell)
+    found = audit_release(inputs, written, model, options.seed, tell, shadows)
     tell("writing the report")
     log = FactLog(options.out / "facts.jsonl")
     log.extend([*_run_facts(options, started, monotonic() - clock), *found.facts])
@@ -114,6 +123,20 @@ def _require_free(out: Path) -> None:
         raise ConfigError(
             f"--out {out} is not empty (holds {', '.join(found[:3])}); choose another"
         )
+
+
+def _shadows(
+    options: AuditOptions, model: ReleasedModel | None, tell: Callable[[str], None]
+) -> Shadows | None:
+    """Who trains shadow models, below ``out``; None where none are asked for."""
+    if options.shadow_models is None or options.model is None or model is None:
+        return None
+    from synth_sim.shadow_recipe import read_recipe
+    from synth_sim.shadows import ShadowTrainer
+
+    recipe = read_recipe(options.model, model)
+    trainer = ShadowTrainer(recipe, options.out, options.shadow_models, options.seed, tell)
+    return Shadows(options.shadow_models, trainer.draw, trainer.record)
 
 
 def _inputs(options: AuditOptions, model: ReleasedModel | None) -> Inputs:

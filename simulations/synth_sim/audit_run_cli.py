@@ -46,6 +46,15 @@ def run(
             "curious server; needs --model."
         ),
     ] = None,
+    shadow_models: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Also attack with K shadow models (LiRA), trained by the recipe of --model on "
+            "halves of the members and non-members. It costs K trainings of the generator: the "
+            "first is timed, and the estimate for all is printed. K is even and at least 8.",
+        ),
+    ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="Policy file (TOML) with the gates; default: packaged.")
     ] = None,
@@ -86,6 +95,7 @@ def run(
         size=size,
         site_local=site_local,
         command=command,
+        shadow_models=shadow_models,
     )
     started = monotonic()
     done = run_audit(options, lambda stage: typer.echo(f"[{monotonic() - started:4.0f} s] {stage}"))

@@ -85,7 +85,7 @@ def prepare_sites(scenario: Scenario, out: Path) -> list[Fact]:
     for share in scenario.partition.sites:
         facts += _prepare_site(scenario, share, dealt[share.name], out)
     if scenario.privacy.trust_model == "secure-aggregation":
-        _enrol(site_directories(scenario, out))
+        enrol_sites(site_directories(scenario, out))
     return facts
 
 
@@ -183,7 +183,7 @@ def _play_operator(site: Site, scenario: Scenario, budget_epsilon: float) -> Non
     accept(site.ledger_path, budget, scenario.plan, decision)
 
 
-def _enrol(directories: Mapping[str, Path]) -> None:
+def enrol_sites(directories: Mapping[str, Path]) -> None:
     """Have every site make its key, and tell it the others' public ones, as operators would."""
     public = {name: make_key(path) for name, path in directories.items()}
     for name, path in directories.items():

@@ -27,6 +27,7 @@ from synth_common.audit.measuring import FEWEST, Measured, Scored, measure, meas
 from synth_common.audit.policy import WrittenPolicy
 from synth_common.audit.released_model import ReleasedModel, model_scores
 from synth_common.audit.server_view import require_sites, server_scores
+from synth_common.audit.shadows import ATTACK, Shadows, attack_shadows
 from synth_common.audit.tracing import TRACING, trace_sum
 from synth_common.errors import DataError
 from synth_common.facts import Fact
@@ -58,6 +59,7 @@ def audit_release(
     model: ReleasedModel | None,
     seed: int,
     tell: Tell,
+    shadows: Shadows | None = None,
 ) -> Outcomes:
     """Audit synthetic images against the patients that they were made from.
 
@@ -67,6 +69,7 @@ def audit_release(
         model: The released model, for white-box attacks; None audits the images alone.
         seed: Root seed of draws and resamples.
         tell: Is told each stage in public words as it begins.
+        shadows: Shadow models of the model's recipe; None attacks without them.
 
     Raises:
         UnlikeError: Members and non-members are not alike; nothing was attacked.
@@ -86,6 +89,8 @@ def audit_release(
     ]
     scored = [s for space in found for s in space.scored]
     scored += _white_box(gathered, model, found[-1].scored[0].blind, untested, tell)
+    shadowed, shadow_facts = _shadowed(gathered, found, shadows, seed, tell)
+    scored += shadowed
     images = inputs.synthetic.images
     tell(f"near-copies: {len(images)} synthetic images against every real one")
     copies = search_copies(
@@ -102,10 +107,11 @@ def audit_release(
     epsilon = None if isinstance(guarantee, str) else guarantee.epsilon
     results = judge(attacks, groups, tests, copies, policy, epsilon)
     gates = decide(results, policy)
-    _note_views(model, untested)
+    _note_views(model, shadows, untested)
     facts = [
         *audit_facts.input_facts(inputs, gathered, likeness),
         *audit_facts.policy_facts(written),
+        *shadow_facts,
         *audit_facts.result_facts(results, policy),
         *audit_facts.ceiling_facts(guarantee, model is not None),
         *audit_facts.gate_facts(gates, verdict(gates), untested.reasons),
@@ -165,6 +171,22 @@ def _white_box(
     ]
 
 
+def _shadowed(
+    gathered: Gathered,
+    found: list[SpaceResults],
+    shadows: Shadows | None,
+    seed: int,
+    tell: Tell,
+) -> tuple[list[Scored], list[Fact]]:
+    """The attack by shadow models and its fact; nothing where it is not asked for."""
+    if shadows is None:
+        return [], []
+    tell(f"shadow models: {shadows.models} trainings of the generator's recipe")
+    spaces = [(space.encoder, space.scored[0].blind) for space in found]
+    scored, fact = attack_shadows(gathered, spaces, shadows, seed, tell)
+    return scored, [fact]
+
+
 def _tests(space: SpaceResults, untested: Untested) -> list[Tested]:
     """What is no AUC, of one space."""
     if space.linked is None:
@@ -206,16 +228,17 @@ def _groups(
     return found
 
 
-def _note_views(model: ReleasedModel | None, untested: Untested) -> None:
+def _note_views(model: ReleasedModel | None, shadows: Shadows | None, untested: Untested) -> None:
     """What the sets alone cannot show."""
     if model is None:
         untested.add("The released model", "no model was given (--model)")
     if model is None or not model.updates:
         untested.add("A curious server", "no stored updates were given (--updates)")
-    untested.add(
-        "Shadow models (LiRA)",
-        "not part of this command; they need many trainings of the generator",
-    )
+    if shadows is None:
+        untested.add(
+            ATTACK,
+            "not asked for (--shadow-models K, with --model); it trains the generator K times anew",
+        )
     untested.add(
         "Attacks nobody has thought of yet", "only the guarantee by epsilon bounds every attack"
     )

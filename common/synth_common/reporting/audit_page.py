@@ -30,9 +30,10 @@ VIEWS: Final[Mapping[str, tuple[str, str]]] = {
 _BADGES: Final[Mapping[str, tuple[str, str, str]]] = {
     "pass": (
         "good",
-        "PASSED: every gate of the policy",
+        "PASSED: every gate that the policy requires",
         "No attack that was run found what the policy forbids, at the power stated below. It "
-        "is a statement about these attacks and these numbers, not a proof.",
+        "is a statement about these attacks and these numbers, not a proof. An optional gate that "
+        "was not run is counted as not run.",
     ),
     "fail": (
         "danger",

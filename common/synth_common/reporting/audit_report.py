@@ -84,6 +84,20 @@ USED: Final = (
     "reference_how",
     "left_out",
 )
+SHADOWS: Final = (
+    "models",
+    "recipe_sha256",
+    "family",
+    "rounds",
+    "sites",
+    "patients_each",
+    "images_drawn_each",
+    "spread",
+    "noise_multiplier",
+    "noise_multiplier_of_run",
+    "seconds",
+    "ledger",
+)
 CEILING: Final = ("epsilon", "delta", "origin", "curve", "tpr_at_0_1pct", "tpr_at_1pct")
 
 
@@ -100,7 +114,7 @@ def build_audit(facts: Iterable[Fact], site_local: bool = False) -> dict[str, An
     book = FactBook(facts)
     attacks = [fields(f.value, ATTACK) for f in book.all("audit.attack")]
     alike = fields(book.value("audit.alike"), ("quantities", "used"))
-    ceiling = book.all("audit.ceiling")
+    ceiling, shadows = book.all("audit.ceiling"), book.all("audit.shadows")
     seconds = book.all("run.seconds")
     return {
         "format": FORMAT,
@@ -120,6 +134,7 @@ def build_audit(facts: Iterable[Fact], site_local: bool = False) -> dict[str, An
         "correction": fields(book.value("audit.correction"), CORRECTION),
         "attacks": [a for a in attacks if a["group"] is None],
         "groups": [a for a in attacks if a["group"] is not None],
+        "shadows": fields(shadows[-1].value, SHADOWS) if shadows else None,
         "tests": [fields(f.value, TEST) for f in book.all("audit.test")],
         "near_copies": fields(book.value("audit.near_copies"), COPIES),
         "ceiling": fields(ceiling[-1].value, CEILING) if ceiling else None,
