@@ -16,6 +16,7 @@ import pytest
 import torch
 from page_checks import browser_faults, faults, parsed
 from reporting_facts import SITES, run_facts, write_samples
+from typer.testing import CliRunner
 
 from synth_common.charter import Charter, Expert, Licence, ResidualRisk, SiteCharter
 from synth_common.errors import ConfigError, DataError
@@ -230,9 +231,14 @@ def test_small_cells_are_not_printed() -> None:
     for fact in facts:
         if fact.name == "data.split":
             fact.value["train_patients"], fact.value["holdout_patients"] = 9, 10
+        if fact.name == "data.intake":
+            fact.value["set_aside"] = {"constant": 3, "class-left-out": 12}
     rows = list(_rows(_ethics(facts), "source-data"))
     assert {r["value"] for r in rows if r["label"] == "Patients in training"} == {"fewer than 10"}
     assert {r["value"] for r in rows if r["label"] == "Patients held out"} == {10}
+    aside = [r["value"] for r in rows if r["label"].startswith("Set aside")]
+    assert aside
+    assert all(v == {"constant": "fewer than 10", "class-left-out": 12} for v in aside)
 
 
 def test_what_is_site_local_stays_out_of_a_real_federations_report() -> None:
@@ -265,8 +271,13 @@ def test_an_audit_fills_the_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
 
     one = [test("reidentification", "top-1 match")]
     audits = [*one, test("linkability", "pairs"), attack("images", None), attack("model", None)]
-    ethics = _ethics(run_facts(), audits=[*audits, attack("images", "female")])
-    singled = next(_rows(ethics, "singling-out"))
+    groups = [attack("images", "female"), attack("images", "male")]
+    groups[0].value["auc"] = 0.9  # in a small group that is chance
+    groups[1].value.update(auc=0.6, verdict="found")
+    strange = test("a-measure-of-tomorrow", "something new")
+    ethics = _ethics(run_facts(), audits=[*audits, *groups, strange])
+    singled, new = _rows(ethics, "singling-out")
+    assert new["label"] == "something new"
     assert singled["label"] == "top-1 match"
     assert singled["value"] == {
         "verdict": "not found",
@@ -276,21 +287,39 @@ def test_an_audit_fills_the_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(_rows(ethics, "linkability"))["recorded"]
     assert not next(_rows(ethics, "inference"))["recorded"]
     member = [r for r in _rows(ethics, "membership") if r["fact"] == "audit.attack"]
-    assert [r["value"] for r in member] == [{"view": "images", "auc": 0.51}]
+    assert [r["value"] for r in member] == [
+        {"view": "images", "auc": 0.51},
+        {
+            "looks at groups": 2,
+            "found members": 1,
+            "group": "male",
+            "verdict": "found",
+            "view": "images",
+            "auc": 0.6,
+        },
+    ]
     assert [r["value"]["view"] for r in _rows(ethics, "extraction")] == ["model"]
 
 
 def test_tests_of_fairness_fill_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "fairness.group"
     monkeypatch.setitem(CATALOGUE, name, CATALOGUE.get(name, name))  # type: ignore[call-overload]
-    detail = {"dimension": "hand", "group": "left", "measure": "recall"}
+    detail = {"dimension": "hand", "group": "left", "measure": "recall", "test_patients": 40}
+    detail |= {"interval": [0.6, 0.8], "smallest": True, "suppressed": None}
     facts = [
         Fact(name, {"score": 0.7}, "site-local", "x", detail={**detail, "trained_on": trained})
         for trained in ("synthetic", "real")
     ]
+    few = {**detail, "group": "right", "suppressed": "fewer than 10 patients"}
+    hidden = {"score": None, "gap_to_real": None}
+    facts.append(Fact(name, hidden, "site-local", "x", detail={**few, "trained_on": "synthetic"}))
     rows = [r for r in _rows(_ethics([*run_facts(), *facts]), "bias") if r["fact"] == name]
     assert [(r["label"], r["value"]) for r in rows if r["label"].startswith("hand")] == [
-        ("hand left: recall, trained on synthetic", {"score": 0.7})
+        (
+            "hand left: recall, trained on synthetic",
+            {"score": 0.7, "interval": [0.6, 0.8], "test patients": 40, "smallest group": True},
+        ),
+        ("hand right: recall, trained on synthetic", "not shown: fewer than 10 patients"),
     ]
 
 
@@ -372,6 +401,22 @@ def test_a_bundle_without_facts_is_read_from_its_report(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a report of Synthward"):
         write_ethics(bundle, None, tmp_path / "c")
     assert facts_of_report({}) == []
+
+
+def test_a_release_is_not_written_into(tmp_path: Path) -> None:
+    run_dir = _run_dir(tmp_path / "run")
+    write_report(run_dir)
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "report.json").write_bytes((run_dir / "report.json").read_bytes())
+    for more in ([], ["--out", str(bundle / "inner")]):
+        done = CliRunner().invoke(audit_cli.app, ["ethics", str(bundle), *more])
+        assert isinstance(done.exception, ConfigError)
+        assert "what was signed is never changed" in str(done.exception)
+    assert [p.name for p in bundle.iterdir()] == ["report.json"]
+    out = str(tmp_path / "outside")
+    assert CliRunner().invoke(audit_cli.app, ["ethics", str(bundle), "--out", out]).exit_code == 0
+    assert CliRunner().invoke(audit_cli.app, ["ethics", str(run_dir)]).exit_code == 0
 
 
 def test_charters_are_found_beside_the_run(tmp_path: Path) -> None:

@@ -67,6 +67,20 @@ def test_sites_get_facts_of_their_own() -> None:
     assert whole.value["accuracy"] == pytest.approx(mean)
 
 
+def test_the_recall_of_a_few_patients_is_not_shown() -> None:
+    train, holdout = blob_set(20, 1), blob_set(20, 2)
+    few = holdout.subset((holdout.labels == 0) | (holdout.units() < 12))
+    lesions = len(np.unique(few.units()[few.labels == 1]))
+    assert 0 < lesions < 10
+    for least, shown in ((lesions, True), (lesions + 1, False)):
+        config = EvaluationConfig(
+            classifier_steps=2, utility_seeds=1, bootstrap=20, group_minimum=least
+        )
+        recalls = evaluate_utility(train, few, train, config, 0)[0].detail["per_class"]
+        assert list(recalls) == ["normal", "lesion"]
+        assert (recalls["lesion"] is not None) is shown
+
+
 def test_a_site_with_one_class_has_no_auc() -> None:
     train, holdout = blob_set(20, 1), blob_set(20, 2)
     config = EvaluationConfig(classifier_steps=2, utility_seeds=1, bootstrap=20)

@@ -21,7 +21,7 @@ from synth_common.evaluation.config import EvaluationConfig, Tell, quiet
 from synth_common.evaluation.encoders import Array, Encoder, in_chunks, random_convolutions
 from synth_common.evaluation.fidelity import standardise
 from synth_common.evaluation.resampling import Draws, draw_again, percentile_interval
-from synth_common.evaluation.trials import Setting, describe
+from synth_common.evaluation.trials import Setting, describe, shown_by_class
 from synth_common.facts import Fact
 from synth_common.images.imageset import ImageSet
 from synth_common.randomness import derive_seed, numpy_stream
@@ -185,10 +185,12 @@ def _fact(
     # Equal draws for every setting.
     rng = numpy_stream(seed, "anomaly", "bootstrap")
     draws = draw_again(holdout.units(), len(scores), config.bootstrap, rng)
-    per_class = {}
-    for other in np.unique(holdout.labels[odd]):
+
+    def auroc_of(other: int) -> float:
         among = (holdout.labels == other) | ~odd
-        per_class[holdout.class_names[other]] = _mean_auroc(scores[:, among], odd[among])
+        return _mean_auroc(scores[:, among], odd[among])
+
+    per_class = shown_by_class(holdout.subset(np.flatnonzero(odd)), auroc_of, config)
     detail = {
         "interval": _interval(scores, odd, draws),
         "n_train": most * (2 if setting == "both" else 1),

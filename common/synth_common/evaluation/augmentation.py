@@ -161,10 +161,11 @@ def _point(
 def share_of_patients(
     train: ImageSet, share: float, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Positions of the images of a random share of the patients, at least one of every class.
+    """Positions of the images of a random share of the patients, of every class at least one.
 
-    Patients are drawn within the class of their first image, so that a small share holds
-    every class; a larger share drawn with an equal ``rng`` holds a smaller one's patients.
+    A patient's class is that of the first image; classes that are nobody's first image may be
+    missing from a small share. A larger share drawn with an equal ``rng`` holds a smaller one's
+    patients.
     """
     units = train.units()
     patients, first = np.unique(units, return_index=True)

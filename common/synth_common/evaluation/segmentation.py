@@ -18,7 +18,7 @@ from synth_common.evaluation.config import EvaluationConfig, Tell, quiet
 from synth_common.evaluation.resampling import draw_again, percentile_interval
 from synth_common.evaluation.segmenter import segmenter_name, train_segmenter
 from synth_common.evaluation.surface import surface_scores
-from synth_common.evaluation.trials import Setting, describe, settings_of
+from synth_common.evaluation.trials import Setting, describe, settings_of, shown_by_class
 from synth_common.facts import Fact
 from synth_common.images.imageset import ImageSet
 from synth_common.randomness import derive_seed, numpy_stream
@@ -231,10 +231,9 @@ def _numbers(
         "n_test": len(pairs),
         "test_patients": pairs.unit_count(),
         "segmenter": "a second observer" if person else network,
-        "per_class": {
-            pairs.class_names[label]: float(scores[:, pairs.labels == label].mean())
-            for label in np.unique(pairs.labels)
-        },
+        "per_class": shown_by_class(
+            pairs, lambda label: float(scores[:, pairs.labels == label].mean()), config
+        ),
     }
 
 

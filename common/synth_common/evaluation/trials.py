@@ -5,6 +5,7 @@ One trial per setting; utility, fairness and the gain of augmentation are read f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,6 +97,25 @@ def predictions(
         derive_seed(seed, "utility", repeat),
         config.classifier_width,
     ).probabilities(holdout.images)
+
+
+def shown_by_class(
+    images: ImageSet, score: Callable[[int], float], config: EvaluationConfig
+) -> dict[str, float | None]:
+    """The score of every class that is present; None for one of too few patients to be shown.
+
+    Args:
+        images: Test images.
+        score: Of a label.
+        config: Its ``group_minimum`` is the fewest patients of a class.
+    """
+    units = images.units()
+    return {
+        images.class_names[label]: score(int(label))
+        if len(np.unique(units[images.labels == label])) >= config.group_minimum
+        else None
+        for label in np.unique(images.labels)
+    }
 
 
 def recall_per_class(correct: Array, labels: npt.NDArray[np.int64], weights: Array) -> Array:

@@ -20,6 +20,7 @@ from synth_common.evaluation.trials import (
     drawn_balanced_accuracy,
     recall_per_class,
     run_trials,
+    shown_by_class,
 )
 from synth_common.facts import Fact
 from synth_common.images.imageset import ImageSet
@@ -80,7 +81,7 @@ def _fact(
         part, probabilities = holdout.subset(here), probabilities[:, here]
     correct = Trial(trial.trained_on, trial.n_train, probabilities).correct(part.labels)
     recalls = recall_per_class(correct.mean(axis=0)[None], part.labels, np.ones((1, len(part))))[0]
-    present = [part.class_names[c] for c in np.unique(part.labels)]
+    of_label = dict(zip(np.unique(part.labels).tolist(), map(float, recalls), strict=True))
     rng = numpy_stream(seed, "utility", "bootstrap", site or "")
     return Fact(
         "utility.classification",
@@ -104,7 +105,7 @@ def _fact(
             "classifier": classifier_name(
                 config.classifier_steps, config.classifier_batch, config.classifier_width
             ),
-            "per_class": dict(zip(present, map(float, recalls), strict=True)),
+            "per_class": shown_by_class(part, of_label.__getitem__, config),
         },
     )
 

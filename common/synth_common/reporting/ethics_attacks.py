@@ -15,6 +15,7 @@ _SINGLING_OUT: Final = frozenset({"reidentification", "near-copies", "data-copyi
 _LINKABILITY: Final = frozenset({"linkability"})
 _INFERENCE: Final = frozenset({"attribute-inference"})
 
+_EVERYBODY: Final = (None, MISSING, "all")
 _MOST_ITEMS: Final = 6  # of a list or mapping that a row still prints
 
 # What is printed of an attack or test; the audit's own report has the rest.
@@ -30,6 +31,8 @@ _OF_AN_ATTACK: Final = (
 
 def attacks(record: Record) -> Iterator[Field]:
     """What was tried against the images and the model, and what it found."""
+    known = _SINGLING_OUT | _LINKABILITY | _INFERENCE
+    others = [f for f in _tests(record) if _measure(f) not in known]
     for key, title, asks, clause, wanted in (
         (
             "singling-out",
@@ -54,13 +57,18 @@ def attacks(record: Record) -> Iterator[Field]:
         ),
     ):
         found = [f for f in _tests(record) if _measure(f) in wanted]
+        # A test that no criterion claims is shown with the first rather than not at all.
+        found += others if key == "singling-out" else []
         yield Field(key, title, asks, (clause,), _rows(found, "audit.test"))
     yield Field(
         "membership",
         "Membership",
         "Can it be told from the images who was in the training data?",
         ("wp216-inference", "edpb-28-2024"),
-        _rows([f for f in _attacks(record) if _view(f) == "images"], "membership.attack"),
+        [
+            *_rows([f for f in _attacks(record) if _view(f) == "images"], "membership.attack"),
+            *_in_groups(record, "images"),
+        ],
     )
     inside = [f for f in _attacks(record) if _view(f) != "images"]
     yield Field(
@@ -68,7 +76,11 @@ def attacks(record: Record) -> Iterator[Field]:
         "Extraction from the model and its updates",
         "Does the released model, or a server that saw every update, tell more than promised?",
         ("edpb-28-2024",),
-        _rows([*record.facts("audit.canaries"), *inside], "audit.canaries"),
+        [
+            *_rows([*record.facts("audit.canaries"), *inside], "audit.canaries"),
+            *_in_groups(record, "model"),
+            *_in_groups(record, "server"),
+        ],
     )
     yield Field(
         "audit",
@@ -93,9 +105,32 @@ def _tests(record: Record) -> list[Fact]:
 
 
 def _attacks(record: Record) -> list[Fact]:
-    """Membership attacks in all patients; those in groups are left to the audit's own report."""
+    """Membership attacks in all patients."""
     found = record.facts("membership.attack", "audit.attack")
-    return [f for f in found if _get(f, "group") in (None, MISSING, "all")]
+    return [f for f in found if _get(f, "group") in _EVERYBODY]
+
+
+def _in_groups(record: Record, view: str) -> list[Row]:
+    """What attacks found in groups: how many looks found somebody, and the strongest in each."""
+    looks = [
+        f
+        for f in record.facts("audit.attack")
+        if _get(f, "group") not in _EVERYBODY and _view(f) == view
+    ]
+    if not looks:
+        return []
+    found = [f for f in looks if _get(f, "verdict") == "found"]
+    strongest = max(found or looks, key=lambda f: _number(_get(f, "auc")))
+    row = _named(strongest, "Strongest in a group: ")
+    if isinstance(row.value, Mapping):
+        counts = {"looks at groups": len(looks), "found members": len(found)}
+        group = {"group": _get(strongest, "group")}
+        row = replace(row, value={**counts, **group, **row.value})
+    return [row]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else -1.0
 
 
 def _get(fact: Fact, key: str) -> Any:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from synth_common.errors import ConfigError
+
 
 class CharterKind(StrEnum):
     """Whose charter a file is."""
@@ -74,7 +76,12 @@ def ethics(
         list[Path] | None,
         typer.Option(help="Directory of an audit with its facts.jsonl; repeatable."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the report; default: RUN.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the report; default: RUN. A release needs one outside of it."
+        ),
+    ] = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="Also print the page to ethics.pdf.")] = False,
 ) -> None:
     """Write the ethics report of a run or a release: evidence for those who decide.
@@ -90,7 +97,7 @@ def ethics(
     page = write_ethics(
         folder,
         None if charter is None else load_charter(charter),
-        folder if out is None else out,
+        _place(folder, out),
         audits=audit or (),
         site_charters=site_charter or (),
     )
@@ -104,6 +111,18 @@ def ethics(
         from synth_common.reporting.pdf import print_pdf
 
         typer.echo(f"written: {print_pdf(page)}")
+
+
+def _place(folder: Path, out: Path | None) -> Path:
+    """Where the report goes. Raises ConfigError for a place inside a release, which is signed."""
+    place = folder if out is None else out
+    released = (folder / "report.json").is_file() and not (folder / "facts.jsonl").is_file()
+    if released and place.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"--out {place}: {folder} is a release, and what was signed is never changed; give a "
+            "folder outside of it"
+        )
+    return place
 
 
 def add_to(app: typer.Typer) -> None:

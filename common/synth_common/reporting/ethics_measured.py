@@ -227,12 +227,21 @@ def _group(fact: Fact) -> str:
 def _fairness(record: Record) -> list[Row]:
     """Facts whose name begins with ``fairness.``, or a row that says that there is none."""
     names = [name for name in CATALOGUE if name.startswith("fairness.")]
-    rows = [
-        of_fact(f, _group(f), "", "measured")
-        for f in record.facts(*names)
-        if f.detail.get("trained_on") != "real"
-    ]
+    rows = [_served(f) for f in record.facts(*names) if f.detail.get("trained_on") != "real"]
     return rows or [record.row("Usefulness by sex, age and site", "fairness.")]
+
+
+def _served(fact: Fact) -> Row:
+    """How well a group is served, with its interval and size; or why that is not shown."""
+    row = of_fact(fact, _group(fact), "", "measured")
+    if (why := fact.detail.get("suppressed")) is not None:
+        return replace(row, value=f"not shown: {why}", show="words")
+    if not isinstance(row.value, Mapping):
+        return row
+    told = {key: fact.detail.get(key, MISSING) for key in ("interval", "test_patients")}
+    smallest = {"smallest group": True} if fact.detail.get("smallest") else {}
+    shown = {key.replace("_", " "): value for key, value in {**row.value, **told}.items()}
+    return replace(row, value={**shown, **smallest})
 
 
 def upkeep(record: Record) -> Iterator[Field]:

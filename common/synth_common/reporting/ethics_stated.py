@@ -154,7 +154,9 @@ def _sources(record: Record) -> list[Row]:
         rows += [
             few_hidden(of_fact(fact, f"Images offered by {name}", "offered", "measured")),
             few_hidden(of_fact(fact, f"Images accepted of {name}", "accepted", "measured")),
-            of_fact(fact, f"Set aside of {name}, by reason", "set_aside", "measured", "none"),
+            few_hidden(
+                of_fact(fact, f"Set aside of {name}, by reason", "set_aside", "measured", "none")
+            ),
         ]
     return rows
 

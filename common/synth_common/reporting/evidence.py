@@ -173,9 +173,14 @@ def _lacks(value: Any) -> bool:
 
 
 def few_hidden(row: Row) -> Row:
-    """A count of people with small cells suppressed."""
-    small = isinstance(row.value, int) and row.value < FEW
-    return replace(row, value=f"fewer than {FEW}") if small else row
+    """A count of people, or counts by name, with small cells suppressed."""
+    if isinstance(row.value, Mapping):
+        return replace(row, value={key: _hidden(count) for key, count in row.value.items()})
+    return replace(row, value=_hidden(row.value))
+
+
+def _hidden(count: Any) -> Any:
+    return f"fewer than {FEW}" if isinstance(count, int) and count < FEW else count
 
 
 def _stated(charter: Charter | SiteCharter | None, label: str, key: str, fact: str) -> Row:
