@@ -95,13 +95,15 @@ class ShadowTrainer:
     def record(self) -> dict[str, Any]:
         """What an audit records of the recipe; the run's noise beside the shadows'."""
         sites = self.recipe.sites
+        of_run = {name: own.noise_multiplier for name, own in sites.items()}
+        known = {name: noise for name, noise in of_run.items() if noise is not None}
         return {
             "recipe_sha256": self.recipe.digest,
             "family": self.recipe.plan.generator.family,
             "rounds": self.recipe.rounds,
             "sites": len(sites),
             "noise_multiplier": dict(self.noise),
-            "noise_multiplier_of_run": {n: s.noise_multiplier for n, s in sites.items()},
+            **({"noise_multiplier_of_run": known} if known else {}),
             "ledger": "none charged: shadow trainings are deleted and leave no site",
         }
 
