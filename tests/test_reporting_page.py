@@ -93,7 +93,8 @@ def test_every_recorded_value_is_on_the_page(run_dir: Path) -> None:
     )
     # What the page shows in another form, or leaves to the JSON.
     elsewhere = {"data.source", "samples.grid", "samples.traversal", "generator.summary"}
-    said_otherwise = {"lower", "higher", "training", "evaluation", "total"}
+    # Whoever drew the other masks is named in the column of what was trained on.
+    said_otherwise = {"lower", "higher", "training", "evaluation", "total", "a second observer"}
     lost = [
         (fact.name, value)
         for fact in run_facts()
