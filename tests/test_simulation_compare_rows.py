@@ -32,6 +32,7 @@ CONFIG = EvaluationConfig(
 MEASURED = (
     "surface_distance_synthetic_pixels",
     "surface_distance_real_pixels",
+    "surface_distance_synthetic_mm",
     "anomaly_auroc_synthetic",
     "anomaly_auroc_real",
     "augmentation_gain_at_25pct",
@@ -42,7 +43,8 @@ MEASURED = (
 
 def _masked(patients: int, seed: int) -> ImageSet:
     images = blob_set(patients, seed)
-    return replace(images, masks=(images.images[:, 0] > 0.5).astype(np.uint8))
+    masks = (images.images[:, 0] > 0.5).astype(np.uint8)
+    return replace(images, masks=masks, spacings=np.full(len(images), 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,10 @@ def test_every_use_has_its_columns(recorded: list[Fact], scenario: Scenario) -> 
         assert row[f"surface_distance_{kind}_pixels"] == drawn.value["surface_distance"]
         interval = drawn.detail["surface_interval"]
         assert row[f"surface_distance_{kind}_pixels_interval"] == interval
+        in_mm = drawn.value["surface_distance"] / 2
+        assert row[f"surface_distance_{kind}_mm"] == pytest.approx(in_mm)
+        interval = drawn.detail["surface_mm_interval"]
+        assert row[f"surface_distance_{kind}_mm_interval"] == interval
         odd = _pooled(recorded, "utility.anomaly", trained_on=kind)
         assert row[f"anomaly_auroc_{kind}"] == odd.value["auroc"]
         assert row[f"anomaly_auroc_{kind}_interval"] == odd.detail["interval"]
@@ -121,6 +127,7 @@ def test_what_one_run_lacks_is_said_and_what_all_lack_has_no_column(
     page = render_comparison(comparison)
     for title in (
         "Surface distance synthetic (pixels) ↓",
+        "Surface distance synthetic (mm) ↓",
         "Anomaly AUROC synthetic ↑",
         "Augmentation gain at 25 % ↑",
         "Worst group synthetic ↑",

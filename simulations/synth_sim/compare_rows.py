@@ -146,6 +146,10 @@ def _segmentation_columns(facts: Sequence[Fact]) -> dict[str, Any]:
         distance = f"surface_distance_{trained_on}_{fact.detail.get('distance_unit')}"
         columns[distance] = fact.value.get("surface_distance")
         columns[f"{distance}_interval"] = fact.detail.get("surface_interval")
+        columns[f"surface_distance_{trained_on}_mm"] = fact.value.get("surface_distance_mm")
+        columns[f"surface_distance_{trained_on}_mm_interval"] = fact.detail.get(
+            "surface_mm_interval"
+        )
     return columns
 
 

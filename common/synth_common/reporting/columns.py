@@ -65,6 +65,7 @@ _SPELLED: Final = {
     "mae": "MAE",
     "frechet": "Fréchet",
     "pixels": "(pixels)",
+    "mm": "(mm)",
     "seconds": "time",
 }
 
