@@ -33,7 +33,16 @@ from synth_common.privacy.ledger import Ledger
 from synth_common.reporting.files import replace_bytes
 
 _SOURCE = "synth_client.site.privacy_facts"
-_COLUMNS = ("patient_ids", "masks", "sites", "splits", "second_masks", "sexes", "ages")
+_COLUMNS = (
+    "patient_ids",
+    "masks",
+    "sites",
+    "splits",
+    "second_masks",
+    "sexes",
+    "ages",
+    "spacings",
+)
 
 
 @dataclass(frozen=True)

@@ -33,20 +33,27 @@ def row_fact(generator: str, scenario: Scenario, facts: Sequence[Fact], report: 
         **_privacy_columns(facts),
         **_quality_columns(facts),
         **_utility_columns(facts),
+        **_segmentation_columns(facts),
+        **_anomaly_columns(facts),
+        **_augmentation_columns(facts),
+        **_fairness_columns(facts),
         **_attack_columns(facts),
         **_cost_columns(facts),
         "report": report,
     }
     # What was not measured has no column: the page then says NOT RECORDED.
     row = {name: value for name, value in row.items() if value is not None}
-    detail = {"aggregation": "mean over sites; membership: the highest AUC of any site and attack"}
+    detail = {
+        "aggregation": "mean over sites; membership: the highest AUC of any site and attack; "
+        "worst_group: the lowest score of any group"
+    }
     return Fact("compare.row", row, "site-local", _SOURCE, detail=detail)
 
 
 def summary_facts(rows: Sequence[Fact]) -> list[Fact]:
     """One line per generator and epsilon that ran with several seeds: mean and range.
 
-    A column that any of the seeds lacks has no mean.
+    A column that any of the seeds lacks has no mean; of a text, what the seeds gave is listed.
     """
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for fact in rows:
@@ -63,6 +70,8 @@ def summary_facts(rows: Sequence[Fact]) -> list[Fact]:
             if name not in (*kept, "seed") and all(_is_number(n) for n in numbers):
                 value[name] = _mean(numbers)
                 value[f"{name}_interval"] = [min(numbers), max(numbers)]  # type: ignore[type-var]
+            elif name not in (*kept, "report") and all(isinstance(n, str) for n in numbers):
+                value[name] = ", ".join(dict.fromkeys(map(str, numbers)))
         detail = {"aggregation": "mean over seeds; interval: least and most of any seed"}
         facts.append(Fact("compare.seeds", value, "site-local", _SOURCE, detail=detail))
     return facts
@@ -109,22 +118,86 @@ def _space(encoder: str) -> str:
     return "network" if own else re.sub(r"[^a-z0-9]+", "_", encoder.lower()).strip("_")
 
 
+def _pooled(facts: Sequence[Fact], name: str) -> list[Fact]:
+    """The facts of a name that speak of all sites together."""
+    return [fact for fact in last_facts(facts, name) if fact.site is None]
+
+
 def _utility_columns(facts: Sequence[Fact]) -> dict[str, Any]:
-    """Pooled balanced accuracy and Dice by what was trained on, with their intervals."""
+    """Pooled balanced accuracy by what was trained on, with its interval."""
     columns: dict[str, Any] = {}
-    for fact in last_facts(facts, "utility.classification"):
-        if fact.site is None:
-            trained_on = fact.detail.get("trained_on")
-            columns[f"utility_{trained_on}"] = fact.value.get("balanced_accuracy")
-            columns[f"utility_{trained_on}_interval"] = fact.detail.get("interval")
-    for fact in last_facts(facts, "utility.segmentation"):
-        if fact.site is None:
-            trained_on = fact.detail.get("trained_on")
-            columns[f"dice_{trained_on}"] = fact.value.get("dice")
-            columns[f"dice_{trained_on}_interval"] = fact.detail.get("interval")
-            if trained_on == "synthetic":
-                columns["dice_ratio_to_real"] = fact.value.get("ratio_to_real")
-                columns["dice_ratio_to_real_interval"] = fact.detail.get("ratio_interval")
+    for fact in _pooled(facts, "utility.classification"):
+        trained_on = fact.detail.get("trained_on")
+        columns[f"utility_{trained_on}"] = fact.value.get("balanced_accuracy")
+        columns[f"utility_{trained_on}_interval"] = fact.detail.get("interval")
+    return columns
+
+
+def _segmentation_columns(facts: Sequence[Fact]) -> dict[str, Any]:
+    """Pooled Dice and surface distance by what was trained on, with their intervals."""
+    columns: dict[str, Any] = {}
+    for fact in _pooled(facts, "utility.segmentation"):
+        trained_on = fact.detail.get("trained_on")
+        columns[f"dice_{trained_on}"] = fact.value.get("dice")
+        columns[f"dice_{trained_on}_interval"] = fact.detail.get("interval")
+        if trained_on == "synthetic":
+            columns["dice_ratio_to_real"] = fact.value.get("ratio_to_real")
+            columns["dice_ratio_to_real_interval"] = fact.detail.get("ratio_interval")
+        distance = f"surface_distance_{trained_on}_{fact.detail.get('distance_unit')}"
+        columns[distance] = fact.value.get("surface_distance")
+        columns[f"{distance}_interval"] = fact.detail.get("surface_interval")
+        columns[f"surface_distance_{trained_on}_mm"] = fact.value.get("surface_distance_mm")
+        columns[f"surface_distance_{trained_on}_mm_interval"] = fact.detail.get(
+            "surface_mm_interval"
+        )
+    return columns
+
+
+def _anomaly_columns(facts: Sequence[Fact]) -> dict[str, Any]:
+    """AUROC of the detectors that remember synthetic normal images, beside real ones."""
+    columns: dict[str, Any] = {}
+    for fact in _pooled(facts, "utility.anomaly"):
+        trained_on = fact.detail.get("trained_on")
+        if trained_on in ("synthetic", "real"):
+            columns[f"anomaly_auroc_{trained_on}"] = fact.value.get("auroc")
+            columns[f"anomaly_auroc_{trained_on}_interval"] = fact.detail.get("interval")
+    return columns
+
+
+def _augmentation_columns(facts: Sequence[Fact]) -> dict[str, Any]:
+    """What synthetic images add at the smallest share of the real patients that was tried."""
+    added = [
+        fact
+        for fact in _pooled(facts, "utility.augmentation")
+        if fact.detail.get("trained_on") == "both"
+    ]
+    if not added:
+        return {}
+    least = min(added, key=lambda fact: float(fact.detail["share"]))
+    # The share is part of the name: gains at different shares are not one column.
+    name = f"augmentation_gain_at_{100 * least.detail['share']:g}pct"
+    return {name: least.value.get("gain"), f"{name}_interval": least.detail.get("gain_interval")}
+
+
+def _fairness_columns(facts: Sequence[Fact]) -> dict[str, Any]:
+    """The lowest score of any group with figures, and what real images give the same group."""
+    groups = _pooled(facts, "fairness.group")
+    shown = [
+        fact
+        for fact in groups
+        if fact.detail.get("trained_on") == "synthetic" and _is_number(fact.value.get("score"))
+    ]
+    if not shown:
+        return {}
+    worst = min(shown, key=lambda fact: float(fact.value["score"]))
+    who = (worst.detail["dimension"], worst.detail["group"])
+    columns: dict[str, Any] = {"worst_group": " ".join(who)}
+    for fact in groups:
+        trained_on = fact.detail.get("trained_on")
+        same = (fact.detail["dimension"], fact.detail["group"]) == who
+        if same and trained_on in ("synthetic", "real"):
+            columns[f"worst_group_{trained_on}"] = fact.value.get("score")
+            columns[f"worst_group_{trained_on}_interval"] = fact.detail.get("interval")
     return columns
 
 

@@ -26,6 +26,7 @@ from synth_common.randomness import derive_seed, numpy_stream
 Array = npt.NDArray[np.float64]
 Masks = npt.NDArray[np.uint8]
 
+_DISTANCES = ("surface_distance", "hausdorff_95")
 _SOURCE = "synth_common.evaluation.segmentation.evaluate_segmentation"
 
 
@@ -99,7 +100,8 @@ def evaluate_segmentation(
 
     Returns:
         One ``utility.segmentation`` fact per setting over the whole holdout (site None) and,
-        where ``holdout.sites`` is given, one per setting and site; with
+        where ``holdout.sites`` is given, one per setting and site, with distances in
+        millimetres beside pixels where all its images have ``holdout.spacings``; with
         ``holdout.second_masks`` also for the second observer, whose masks are scored like a
         segmenter's.
 
@@ -178,7 +180,9 @@ def _fact(trial: _Trial, place: _Place, config: EvaluationConfig, seed: int) -> 
     surface, hausdorff = trial.surface[:, place.here], trial.hausdorff[:, place.here]
     # Equal draws for every setting: the ratio is then a paired comparison.
     rng = numpy_stream(seed, "segmentation", "bootstrap", place.site or "")
-    rows = np.stack([scores, place.real, surface, hausdorff])
+    # Pixels of different images can stand for different lengths.
+    mm = [] if pairs.spacings is None else [surface * pairs.spacings, hausdorff * pairs.spacings]
+    rows = np.stack([scores, place.real, surface, hausdorff, *mm])
     drawn = resampled_means(rows, pairs.units(), config.bootstrap, rng)
     return Fact(
         "utility.segmentation",
@@ -188,6 +192,7 @@ def _fact(trial: _Trial, place: _Place, config: EvaluationConfig, seed: int) -> 
             "ratio_to_real": mean / real if real else None,
             "surface_distance": _mean(surface),
             "hausdorff_95": _mean(hausdorff),
+            **{f"{name}_mm": _mean(row) for name, row in zip(_DISTANCES, mm, strict=False)},
         },
         "site-local",
         _SOURCE,
@@ -199,6 +204,7 @@ def _fact(trial: _Trial, place: _Place, config: EvaluationConfig, seed: int) -> 
             "surface_interval": _interval(drawn[2]),
             "hausdorff_interval": _interval(drawn[3]),
             "distance_unit": "pixels",
+            **_millimetres(pairs, drawn[4:]),
             # Of the real masks that are not empty: how often nothing was found.
             "missed": float(np.isnan(surface[:, filled]).mean()) if filled.any() else None,
             "n_train": trial.n_train,
@@ -206,6 +212,17 @@ def _fact(trial: _Trial, place: _Place, config: EvaluationConfig, seed: int) -> 
             **_numbers(trial, pairs, scores, config),
         },
     )
+
+
+def _millimetres(pairs: ImageSet, drawn: Array) -> dict[str, Any]:
+    """Intervals of both distances in millimetres, and of a pixel; nothing of unknown spacing."""
+    if pairs.spacings is None:
+        return {}
+    return {
+        "surface_mm_interval": _interval(drawn[0]),
+        "hausdorff_mm_interval": _interval(drawn[1]),
+        "pixel_mm": [float(pairs.spacings.min()), float(pairs.spacings.max())],
+    }
 
 
 def _mean(scores: Array) -> float | None:

@@ -21,10 +21,12 @@ from synth_common.images.people import age_column, sex_column
 from synth_common.images.preprocess import (
     Collected,
     Reason,
+    Spacing,
     Target,
     constant_images,
     preprocess_images,
     preprocess_masks,
+    resized_spacing,
     text_column,
 )
 from synth_common.plan import StrictModel
@@ -61,6 +63,8 @@ class FolderSource(StrictModel):
         label_map: Source class -> canonical class, for names that differ.
         leave_out: Source classes whose images are set aside.
         single_class: Every image has this class; files may then lie in the folder itself.
+        pixel_spacing_mm: Millimetres along a side of a pixel of the stored images, as the owner
+            states it; None: distances are in pixels only.
     """
 
     kind: Literal["folder"] = "folder"
@@ -70,6 +74,7 @@ class FolderSource(StrictModel):
     label_map: dict[str, str] = Field(default_factory=dict)
     leave_out: tuple[str, ...] = ()
     single_class: str | None = None
+    pixel_spacing_mm: Spacing | None = None
 
 
 class _SetAsideError(Exception):
@@ -98,11 +103,12 @@ class _Entry:
 
 @dataclass
 class _Accepted:
-    """Preprocessed images and their entries, in step."""
+    """Preprocessed images, their stored heights and widths, and their entries, in step."""
 
     images: list[npt.NDArray[np.float32]] = field(default_factory=list)
     masks: list[npt.NDArray[np.uint8]] = field(default_factory=list)
     second_masks: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    shapes: list[tuple[int, int]] = field(default_factory=list)
     codes: list[int] = field(default_factory=list)
     entries: list[_Entry] = field(default_factory=list)
 
@@ -149,7 +155,12 @@ def load_folder(source: FolderSource, target: Target, path: Path) -> Collected:
             _accept(accepted, entry, int(code), target)
         except _SetAsideError as refusal:
             set_aside.append(refusal.reason)
-    return Collected(_image_set(accepted, target, where), len(entries), tuple(set_aside))
+    images = _image_set(accepted, target, where)
+    if source.pixel_spacing_mm is not None:
+        # Images of different sizes are brought to one: each has a factor of its own.
+        mm = [resized_spacing(source.pixel_spacing_mm, *s, target.size) for s in accepted.shapes]
+        images = replace(images, spacings=np.array(mm, dtype=np.float64))
+    return Collected(images, len(entries), tuple(set_aside))
 
 
 def _accept(accepted: _Accepted, entry: _Entry, code: int, target: Target) -> None:
@@ -170,6 +181,7 @@ def _accept(accepted: _Accepted, entry: _Entry, code: int, target: Target) -> No
             accepted.second_masks.append(second)
         accepted.masks.append(mask)
     accepted.images.append(preprocess_images(raw, target, "images")[0])
+    accepted.shapes.append((raw.shape[1], raw.shape[2]))
     accepted.codes.append(code)
     accepted.entries.append(entry)
 

@@ -11,7 +11,16 @@ import numpy.typing as npt
 
 from synth_common.errors import DataError
 
-_COLUMNS = ("patient_ids", "masks", "second_masks", "sites", "splits", "sexes", "ages")
+_COLUMNS = (
+    "patient_ids",
+    "masks",
+    "second_masks",
+    "sites",
+    "splits",
+    "sexes",
+    "ages",
+    "spacings",
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,8 @@ class ImageSet:
         sexes: str, (N,), ``female``, ``male``, ``other`` or ``unknown``; None where the
             source does not record it. Only the fairness of the evaluation looks at it.
         ages: float64, (N,), years, nan where unknown; likewise.
+        spacings: float64, (N,), millimetres along a side of a pixel of ``images``; None where
+            the source does not state it. Only the distances of the evaluation look at it.
     """
 
     images: npt.NDArray[np.float32]
@@ -45,6 +56,7 @@ class ImageSet:
     second_masks: npt.NDArray[np.uint8] | None = None
     sexes: npt.NDArray[np.str_] | None = None
     ages: npt.NDArray[np.float64] | None = None
+    spacings: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         """Refuse shapes, types and ranges other than the documented ones (DataError)."""

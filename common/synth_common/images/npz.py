@@ -20,10 +20,12 @@ from synth_common.images.people import age_column, sex_column
 from synth_common.images.preprocess import (
     Collected,
     Reason,
+    Spacing,
     Target,
     constant_images,
     preprocess_images,
     preprocess_masks,
+    resized_spacing,
     text_column,
 )
 from synth_common.plan import StrictModel
@@ -54,6 +56,8 @@ class NpzSource(StrictModel):
         site_key: Key of a hospital column (own layout only). A row of several numbers, such
             as an image's original height and width, is read as one text: ``256x320``.
         site_names: Names of the hospitals in the order of the column's integers.
+        pixel_spacing_mm: Millimetres along a side of a pixel of the stored images, as the owner
+            states it; None: distances are in pixels only.
     """
 
     kind: Literal["npz"] = "npz"
@@ -75,6 +79,7 @@ class NpzSource(StrictModel):
     single_class: str | None = None
     site_key: str | None = None
     site_names: tuple[str, ...] = ()
+    pixel_spacing_mm: Spacing | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,11 @@ def _image_set(
         masks = preprocess_masks(columns.masks, target.size)
         if columns.second_masks is not None:
             second = preprocess_masks(columns.second_masks, target.size)
+    spacings = None
+    if source.pixel_spacing_mm is not None:
+        height, width = columns.images.shape[1:3]
+        spacing = resized_spacing(source.pixel_spacing_mm, height, width, target.size)
+        spacings = np.full(len(codes), spacing)
     return ImageSet(
         images=preprocess_images(columns.images, target, f"{where}: images"),
         labels=codes,
@@ -166,6 +176,7 @@ def _image_set(
         second_masks=second,
         sexes=None if columns.sexes is None else sex_column(columns.sexes, where),
         ages=None if columns.ages is None else age_column(columns.ages, where),
+        spacings=spacings,
     )
 
 

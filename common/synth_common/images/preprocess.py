@@ -67,6 +67,10 @@ class Target(StrictModel):
         return value
 
 
+Spacing = Annotated[float, Field(gt=0.0, le=100.0, allow_inf_nan=False)]
+"""Millimetres along a side of a stored pixel, which is a square."""
+
+
 @dataclass(frozen=True)
 class Collected:
     """What a loader hands on: the usable images, and a reason for each that is not.
@@ -101,7 +105,7 @@ def minimised(target: Target) -> dict[str, list[str]]:
         f"pixels, {target.size} x {target.size}, {channels}, scaled by constants",
         "class",
         "patient key, to draw and count by patient; stays at the site",
-        "columns that the site names, such as site and split; stay at the site",
+        "columns that the site names, such as site, split and pixel spacing; stay at the site",
     ]
     if target.with_mask:
         kept.append("mask")
@@ -188,6 +192,18 @@ def _resize(images: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float3
             picture = Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC)
             out[i, c] = np.asarray(picture)
     return out
+
+
+def resized_spacing(spacing: float, height: int, width: int, size: int) -> float:
+    """Millimetres of a pixel of a padded and resized image, from those of a stored pixel.
+
+    Args:
+        spacing: Millimetres along a side of a stored pixel.
+        height: Of the stored image, in pixels.
+        width: Likewise.
+        size: Height and width after resizing.
+    """
+    return spacing * _square(height, width)[0] / size
 
 
 def preprocess_masks(raw: npt.NDArray[np.generic], size: int) -> npt.NDArray[np.uint8]:

@@ -20,6 +20,7 @@ from synth_common.images.imageset import ImageSet
 from synth_common.images.preprocess import (
     Collected,
     Reason,
+    Spacing,
     Target,
     preprocess_images,
     text_column,
@@ -44,6 +45,8 @@ class TilesSource(StrictModel):
         second_mask_suffix: The same for a second observer's mask; none without one.
         patient_pattern: Regular expression on the stem, whose one group is the patient.
         reduce: Images and masks are made smaller by this factor before they are cut.
+        pixel_spacing_mm: Millimetres along a side of a pixel of the stored images, before
+            they are reduced, as the owner states it; None: distances are in pixels only.
     """
 
     kind: Literal["tiles"] = "tiles"
@@ -56,6 +59,7 @@ class TilesSource(StrictModel):
     second_mask_suffix: str | None = None
     patient_pattern: str
     reduce: Annotated[int, Field(ge=1, le=16)] = 1
+    pixel_spacing_mm: Spacing | None = None
 
     @field_validator("patient_pattern")
     @classmethod
@@ -113,6 +117,7 @@ def _image_set(columns: dict[str, list[Any]], target: Target, source: TilesSourc
     second = None
     if source.second_mask_suffix is not None:
         second = np.array(columns["second_masks"], dtype=np.uint8).reshape(n, side, side)
+    mm = source.pixel_spacing_mm
     shape = (n, target.channels, side, side)
     return ImageSet(
         images=np.array(columns["images"], dtype=np.float32).reshape(shape),
@@ -121,6 +126,7 @@ def _image_set(columns: dict[str, list[Any]], target: Target, source: TilesSourc
         patient_ids=text_column(columns["patients"]),
         masks=masks if target.with_mask else None,
         second_masks=second if target.with_mask else None,
+        spacings=None if mm is None else np.full(n, mm * source.reduce),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -11,6 +12,7 @@ GROUPS: Final = (
     "Quality",
     "Diversity",
     "Usefulness",
+    "Fairness",
     "Membership risk",
     "Time and memory",
     "Other",
@@ -29,6 +31,11 @@ _BY_WORD: Final[tuple[tuple[str, str, str], ...]] = (
     ("accuracy", "Usefulness", "higher"),
     ("utility", "Usefulness", "higher"),
     ("dice", "Usefulness", "higher"),
+    ("surface_distance", "Usefulness", "lower"),
+    ("anomaly", "Usefulness", "higher"),
+    ("augmentation", "Usefulness", "higher"),
+    ("worst_group_", "Fairness", "higher"),
+    ("worst_group", "Fairness", ""),  # which one it is
     ("frechet", "Quality", "lower"),
     ("kid", "Quality", "lower"),
     ("precision", "Quality", "higher"),
@@ -48,6 +55,7 @@ _BY_WORD: Final[tuple[tuple[str, str, str], ...]] = (
 _SPELLED: Final = {
     "kid": "KID",
     "auc": "AUC",
+    "auroc": "AUROC",
     "tpr": "TPR",
     "fpr": "FPR",
     "ssim": "SSIM",
@@ -56,7 +64,8 @@ _SPELLED: Final = {
     "mse": "MSE",
     "mae": "MAE",
     "frechet": "Fréchet",
-    "1pct": "1 %",
+    "pixels": "(pixels)",
+    "mm": "(mm)",
     "seconds": "time",
 }
 
@@ -87,7 +96,7 @@ def column_of(name: str) -> Column:
         ((group, better) for word, group, better in _BY_WORD if word in name), ("Other", "")
     )
     unit = "seconds" if "seconds" in name else "bytes" if "bytes" in name else ""
-    words = [word for word in name.split("_") if word != "bytes"]
+    words = [re.sub(r"^([\d.]+)pct$", r"\1 %", word) for word in name.split("_") if word != "bytes"]
     title = " ".join(_SPELLED.get(word, word) for word in words).replace("MS SSIM", "MS-SSIM")
     title = title[:1].upper() + title[1:]
     return Column(name, title, group, "" if floor else better, unit)

@@ -84,6 +84,8 @@ SEGMENTATION: Final = (
     "ratio_to_real",
     "surface_distance",
     "hausdorff_95",
+    "surface_distance_mm",
+    "hausdorff_95_mm",
 )
 SEGMENTATION_DETAIL: Final = (
     "trained_on",
@@ -92,6 +94,9 @@ SEGMENTATION_DETAIL: Final = (
     "surface_interval",
     "hausdorff_interval",
     "distance_unit",
+    "surface_mm_interval",
+    "hausdorff_mm_interval",
+    "pixel_mm",
     "missed",
     "seeds",
     "n_train",
