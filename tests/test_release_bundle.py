@@ -276,6 +276,8 @@ def test_a_release_without_every_sites_statement_is_refused_by_name(
         ({"unit": "image"}, "unit = 'image'"),
         ({"simulated": False}, "simulated = False"),
         ({"epsilon_all_runs": 0.01}, "older copy of the ledger"),
+        ({"epsilon": 0.01}, "the uses that it lists cost at least"),
+        ({"epsilon": 1e6}, "all runs cost epsilon"),
     ],
 )
 def test_a_statement_that_does_not_fit_the_run_is_refused(

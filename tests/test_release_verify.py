@@ -15,11 +15,15 @@ from typer.testing import CliRunner
 
 from synth_common.errors import ConfigError, UnknownSignerError, VerificationError
 from synth_common.keys import make_signing_key, signing_public
-from synth_common.release.names import SIGNATURE, ReleaseName
+from synth_common.release import dsse
+from synth_common.release.names import PAPERS, RELEASE_KIND, SIGNATURE, SUMS, ReleaseName
 from synth_common.release.png import encode
+from synth_common.release.recomputed import least_epsilon
+from synth_common.release.statement import read_statement
 from synth_common.release.verdict import Verdict, read_keys
 from synth_common.release.verify import verify_bundle
 from synth_common.release.withdrawal import withdraw
+from synth_server.publish import take_back
 from synth_sim.audit_cli import app
 
 OTHER = "0" * 64
@@ -100,7 +104,7 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], set[tuple[str, str]]]] = {
     ),
     "an extra file": (
         lambda b: (b / "images" / "train" / "readme.txt").write_text("hello"),
-        {("extra", "images/train/readme.txt"), ("sums", "images/train/readme.txt")},
+        {(code, "images/train/readme.txt") for code in ("extra", "sums", "marking")},
     ),
     "a missing statement": (
         lambda b: (b / "statements" / "beta.json").unlink(),
@@ -207,9 +211,26 @@ def _by_the_coordinator(released: Released, bundle: Path) -> None:
 
 
 def _early(released: Released, bundle: Path) -> None:
-    """A statement of before the run's last rounds."""
-    changes = {"epsilon": 0.01, "epsilon_all_runs": 0.01}
-    restate(bundle / "statements" / "beta.json", released.site_key("beta"), changes)
+    """A statement of before the run's last rounds: true, and of less than is in the images."""
+    path = bundle / "statements" / "beta.json"
+    statement, _ = read_statement(path.read_text(), "old")
+    one = statement.uses[0].model_copy(update={"steps": 1})
+    spent = 1.001 * least_epsilon([one], statement.delta)
+    assert spent < statement.epsilon
+    changes = {"epsilon": spent, "epsilon_all_runs": spent, "uses": [one.model_dump()]}
+    restate(path, released.site_key("beta"), changes)
+
+
+def _too_little(released: Released, bundle: Path) -> None:
+    """The site's own key, and an epsilon below what the uses beside it cost."""
+    restate(bundle / "statements" / "beta.json", released.site_key("beta"), {"epsilon": 0.01})
+
+
+def _all_less_than_one(released: Released, bundle: Path) -> None:
+    path = bundle / "statements" / "beta.json"
+    statement, _ = read_statement(path.read_text(), "old")
+    changes = {"epsilon": 2 * statement.epsilon_all_runs}
+    restate(path, released.site_key("beta"), changes)
 
 
 def _left_out(released: Released, bundle: Path) -> None:
@@ -219,14 +240,30 @@ def _left_out(released: Released, bundle: Path) -> None:
 SIGNED_AGAIN: dict[str, tuple[Callable[[Released, Path], object], set[tuple[str, str]]]] = {
     "another run's statement": (_of_another_run, {("statement-run", "beta")}),
     "another plan's statement": (_of_another_plan, {("statement-plan", "beta")}),
-    "a statement against the plan": (_of_another_delta, {("statement-plan", "beta")}),
+    "a statement against the plan": (
+        _of_another_delta,
+        {("statement-plan", "beta"), ("statement-epsilon", "beta")},
+    ),
+    "less than the uses cost": (_too_little, {("statement-epsilon", "beta")}),
+    "all runs cost less than one": (_all_less_than_one, {("statement-epsilon", "beta")}),
+    "a picture that is no PNG": (
+        lambda _, b: (b / "images" / "train" / "x.jpg").write_bytes(b"x"),
+        {("marking", "images/train/x.jpg")},
+    ),
+    "a PNG by another ending": (
+        lambda _, b: (b / "images" / "train" / "X.PNG").write_bytes(b"x"),
+        {("marking", "images/train/X.PNG")},
+    ),
     "another site's statement": (
         _of_another_site,
         {("statement-forged", "beta"), ("unknown-key", "beta")},
     ),
     "a real site in a simulation": (_not_simulated, {("statement-run", "beta")}),
     "an edited statement": (_edited, {("statement-forged", "beta")}),
-    "the coordinator's own statement": (_by_the_coordinator, {("unknown-key", "beta")}),
+    "the coordinator's own statement": (
+        _by_the_coordinator,
+        {("unknown-key", "beta"), ("statement-epsilon", "beta")},
+    ),
     "an early statement": (_early, {("statement-run", "beta")}),
     "no statement": (_left_out, {("statement-missing", "beta")}),
     "no mark": (lambda _, b: _remove_mark(b), {("marking", IMAGE)}),
@@ -245,6 +282,41 @@ def test_whoever_released_it_cannot_deceive_either(
     tamper(released, bundle)
     resign(bundle, released.key)
     assert _problems(verify_bundle(bundle, read_keys(released.keys))) == expected
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_release_without_one_of_its_papers_is_none(
+    released: Released, tmp_path: Path, name: str
+) -> None:
+    """Left out before it was signed, so that nothing was changed afterwards."""
+    bundle = released.copy(tmp_path)
+    (bundle / name).unlink()
+    resign(bundle, released.key)
+    if name == SUMS:
+        signed = dsse.read_signed((bundle / SIGNATURE).read_text(), RELEASE_KIND, "old")
+        rest = {k: v for k, v in signed.subject.items() if k != SUMS}
+        (bundle / SUMS).unlink()
+        text = dsse.sign(RELEASE_KIND, rest, dict(signed.predicate), released.key)
+        (bundle / SIGNATURE).write_text(text)
+    assert _problems(verify_bundle(bundle, read_keys(released.keys))) == {("missing", name)}
+
+
+def test_images_are_as_many_as_were_signed_for(released: Released, tmp_path: Path) -> None:
+    bundle = released.copy(tmp_path)
+    for images in ({"train": 999, "val": 0, "test": 0}, None, []):
+        resign(bundle, released.key, images=images)
+        found = verify_bundle(bundle, read_keys(released.keys))
+        assert _problems(found) == {("metadata", "images")}
+
+
+def test_names_in_a_strangers_bundle_do_not_steer_the_terminal(
+    released: Released, tmp_path: Path
+) -> None:
+    bundle = released.copy(tmp_path)
+    (bundle / "a\x1b[2Jb").write_text("x")
+    done = CliRunner().invoke(app, ["verify", str(bundle)])
+    assert "\\x1b[2Jb was added" in done.output
+    assert "\x1b" not in done.output + str(done.exception)
 
 
 def test_a_stranger_can_sign_but_is_not_known(released: Released, tmp_path: Path) -> None:
@@ -314,6 +386,18 @@ def test_a_withdrawn_version_is_named_and_another_is_not(
     assert "a patient objected" in verdict.problems[0].text
     with pytest.raises(ConfigError, match="already"):
         withdraw(path, ReleaseName("lungs", "1.0.0"), "again", released.key)
+
+
+def test_what_was_never_released_cannot_be_withdrawn(released: Released, tmp_path: Path) -> None:
+    """A typo in the version would leave the bad one in use."""
+    path = tmp_path / "withdrawn.json"
+    with pytest.raises(ConfigError, match=r"lungs --version 1\.0\.1: was never .* lungs 1\.0\.0"):
+        take_back(released.run, ReleaseName("lungs", "1.0.1"), "blurred", path, None)
+    assert not path.exists()
+    assert take_back(released.run, ReleaseName("lungs", "1.0.0"), "blurred", path, None) == 1
+    assert _problems(verify_bundle(released.bundle, withdrawn=path)) == {
+        ("withdrawn", "lungs 1.0.0")
+    }
 
 
 def test_only_who_released_it_can_withdraw_it(released: Released, tmp_path: Path) -> None:

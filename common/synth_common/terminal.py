@@ -38,6 +38,11 @@ def guarded(command: Callable[[], object]) -> int:
     return 0
 
 
+def printable(text: str) -> str:
+    """Text on one line, whatever a stranger wrote: what steers a terminal is shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _forget_interrupt() -> None:
     """Keep Python from killing itself at exit for a Ctrl-C that was dealt with.
 

@@ -37,8 +37,10 @@ from synth_common.release.bundle import Material, Order, make_bundle, require_ne
 from synth_common.release.drawing import MOST_IMAGES
 from synth_common.release.formats import Format
 from synth_common.release.names import SIGNATURE, SIGNER, STATEMENTS, ReleaseName
+from synth_common.release.recomputed import understated
 from synth_common.release.statement import PrivacyStatement, read_statement
 from synth_common.release.sums import digest_of
+from synth_common.release.withdrawal import withdraw
 from synth_common.reporting.ethics import write_ethics
 from synth_common.reporting.files import replace_text
 from synth_common.signed_files import read_file
@@ -135,9 +137,24 @@ def _ethics(run_dir: Path, charter: Charter, out: Path, more: Sequence[Fact]) ->
     return write_ethics(run_dir, charter, out, extra=more)
 
 
-def signing_key_of(run_dir: Path, given: Path | None) -> Ed25519PrivateKey:
-    """The key that signs for the coordinator of a run. Errors as :func:`publish`."""
-    return _signing_key(read_finished(run_dir), given)
+def take_back(
+    run_dir: Path, release: ReleaseName, reason: str, out: Path, given: Path | None
+) -> int:
+    """Put a release of a run on the signed list at ``out``. Returns how many that names.
+
+    Raises:
+        ConfigError: No such version was released from the run; names those that were. Else as
+            :func:`synth_common.release.withdrawal.withdraw`.
+        EnrolmentError, VerificationError, StorageError: As :func:`publish` and there.
+    """
+    with locked(require_run(run_dir)):
+        made = [f"{entry['name']} {entry['version']}" for entry in _log(run_dir)]
+        if f"{release.name} {release.version}" not in made:
+            raise ConfigError(
+                f"--name {release.name} --version {release.version}: was never released from "
+                f"{run_dir}, which released {', '.join(made) or 'nothing'}; nothing was written"
+            )
+        return withdraw(out, release, reason, _signing_key(read_finished(run_dir), given))
 
 
 def _statements(run: FinishedRun, folder: Path) -> dict[str, tuple[PrivacyStatement, str, str]]:
@@ -183,6 +200,8 @@ def _require_fitting(run: FinishedRun, name: str, statement: PrivacyStatement) -
             f"{statement.epsilon_all_runs:.6g}, but during this run its ledger said {spent:.6g}: "
             f"it is of an older copy of the ledger; {again}"
         )
+    if (less := understated(statement)) is not None:
+        raise PrivacyError(f"the statement of {name} {less}; {again}")
 
 
 def _require_enrolled(run: FinishedRun, name: str, key: str) -> None:

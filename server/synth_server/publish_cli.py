@@ -85,10 +85,9 @@ def withdraw(
     Publish the list where users of the release look: synth-audit verify --withdrawn reads it.
     """
     from synth_common.release.names import ReleaseName
-    from synth_common.release.withdrawal import withdraw as add
-    from synth_server.publish import signing_key_of
+    from synth_server.publish import take_back
 
-    count = add(out, ReleaseName(name, version), reason, signing_key_of(run, key))
+    count = take_back(run, ReleaseName(name, version), reason, out, key)
     typer.echo(f"withdrawn: {name} {version}; {out} names {count}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from synth_common.errors import DataError, VerificationError
 from synth_common.facts import Fact
 from synth_common.release import png
 from synth_common.release.marking import XMP_KEYWORD, is_marked
-from synth_common.release.names import IMAGES
+from synth_common.release.names import DICOM, IMAGES, METADATA, SPLITS
 
 _PNG_MARK = "XMP digital source type trainedAlgorithmicMedia"
 _DICOM_MARK = "Synthetic Data (0008,001C) = YES"
@@ -22,7 +22,7 @@ def is_png(name: str) -> bool:
 
 
 def unmarked(name: str, path: Path) -> list[str]:
-    """Why an image of a bundle is not marked; empty for one that is, and for other files.
+    """Why a file among a bundle's images is not marked; empty for what is, or lies elsewhere.
 
     Raises:
         OSError: It cannot be read.
@@ -33,7 +33,19 @@ def unmarked(name: str, path: Path) -> list[str]:
         from synth_common.release.dicom import unmarked as unmarked_dicom
 
         return unmarked_dicom(path)
+    if name != METADATA and name.startswith((f"{IMAGES}/", f"{DICOM}/")):
+        return ["it is of a kind that a release does not have among its images"]
     return []
+
+
+def counts_of(names: Iterable[str]) -> dict[str, int]:
+    """Images of a bundle by split, from the names of its files; masks are none."""
+    found = dict.fromkeys(SPLITS, 0)
+    for name in filter(is_png, names):
+        split, _, file = name.removeprefix(f"{IMAGES}/").partition("/")
+        if split in found and not file.startswith("mask-"):
+            found[split] += 1
+    return found
 
 
 def marking_fact(plain: Mapping[str, Path]) -> Fact:

@@ -36,6 +36,11 @@ SUMS = "SHA256SUMS"
 SIGNATURE = "release.intoto.jsonl"
 CROISSANT = "croissant.json"
 LICENSE = "LICENSE"
+PAPERS = (
+    *(PLAN, SUMS, METADATA, CROISSANT, LICENSE, "DATASHEET.md", "MODEL_CARD.md"),
+    *("report.json", "report.html", "ethics.json", "ethics.html"),
+)
+"""What every release has beside its images and statements."""
 SIGNER = "release"
 """Under this name the key that signed the release stands in a folder of keys."""
 

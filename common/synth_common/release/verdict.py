@@ -21,6 +21,7 @@ Code = Literal[
     "statement-forged",
     "statement-run",
     "statement-plan",
+    "statement-epsilon",
     "unknown-key",
     "report",
     "marking",

@@ -16,10 +16,11 @@ from typing import Any
 
 from synth_common.errors import ConfigError, VerificationError
 from synth_common.release import dsse, sums
-from synth_common.release.marks import is_png, unmarked
+from synth_common.release.marks import counts_of, is_png, unmarked
 from synth_common.release.names import (
     IMAGES,
     METADATA,
+    PAPERS,
     PLAN,
     RELEASE_KIND,
     SIGNATURE,
@@ -28,6 +29,7 @@ from synth_common.release.names import (
     SUMS,
     ReleaseName,
 )
+from synth_common.release.recomputed import understated
 from synth_common.release.statement import PrivacyStatement, digest_of_plan, read_statement
 from synth_common.release.verdict import Code, Verdict
 from synth_common.release.withdrawal import find, read_withdrawals
@@ -70,7 +72,7 @@ def verify_bundle(
     _check_sums(plain, digests, verdict)
     statements = _check_statements(plain, signed.predicate, verdict)
     _check_reports(plain, signed.predicate, statements, verdict)
-    _check_images(plain, verdict)
+    _check_images(plain, signed.predicate, verdict)
     if keys is not None:
         _check_keys(keys, verdict)
     if withdrawn is not None:
@@ -95,6 +97,10 @@ def _check_files(
                 name,
                 f"{name} was changed: SHA-256 {found[:12]}..., signed {digest[:12]}...",
             )
+    for name in PAPERS:
+        if name not in subject:
+            text = f"{name} is not among the signed files, and every release has one"
+            verdict.blame("missing", name, text)
     for name in plain.keys() - subject.keys() - {SIGNATURE}:
         verdict.blame("extra", name, f"{name} was added: it is not among the signed files")
     return plain, digests
@@ -186,6 +192,8 @@ def _misfits(
         yield "statement-plan", f"is of plan {statement.plan_digest[:12]}, another than signed"
     elif plan is not None and (wrong := _contradictions(statement, plan)):
         yield "statement-plan", f"contradicts the plan (statement against plan): {wrong}"
+    if (less := understated(statement)) is not None:
+        yield "statement-epsilon", less
 
 
 def _contradictions(statement: PrivacyStatement, plan: str) -> str:
@@ -245,8 +253,13 @@ def _spent(report: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in sites if isinstance(value, int | float)}
 
 
-def _check_images(plain: Mapping[str, Path], verdict: Verdict) -> None:
+def _check_images(
+    plain: Mapping[str, Path], predicate: Mapping[str, Any], verdict: Verdict
+) -> None:
     """Every image is marked as synthetic, and the table lists exactly the images there are."""
+    if predicate.get("images") != (counted := counts_of(plain)):
+        text = f"the signed text counts {predicate.get('images')} images, there are {counted}"
+        verdict.blame("metadata", IMAGES, text)
     for name, path in plain.items():
         verdict.images += int(is_png(name))
         for why in unmarked(name, path):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from synth_common.errors import IdentifierError, UnknownSignerError, VerificationError
+from synth_common.terminal import printable
 
 if TYPE_CHECKING:
     from synth_common.release.verdict import Verdict
@@ -50,10 +51,11 @@ def verify(
         typer.echo(json.dumps({**asdict(verdict), "whole": verdict.whole}, indent=2))
     else:
         for line in _lines(verdict):
-            typer.echo(line)
+            typer.echo(printable(line))
     if not verdict.whole:
         raise VerificationError(
-            f"{bundle}: {len(verdict.problems)} problem(s), the first: {verdict.problems[0].text}. "
+            f"{bundle}: {len(verdict.problems)} problem(s), the first: "
+            f"{printable(verdict.problems[0].text)}. "
             "Do not use it before that is explained: get the release or the keys again, and ask "
             "who published it"
         )
@@ -114,7 +116,8 @@ def metadata(
         typer.echo(json.dumps(asdict(found), indent=2))
     else:
         for one in found.findings:
-            typer.echo(f"{one.file}: {one.kind} in {one.place}: {_cut(one.value)}")
+            line = f"{one.file}: {one.kind} in {one.place}: {_cut(one.value)}"
+            typer.echo(printable(line))
         typer.echo(f"looked into: {_counts(found.scanned)}")
         typer.echo(f"names only: {_counts(found.skipped)}")
     if found.findings:
