@@ -352,6 +352,39 @@ def test_names_that_say_nothing_are_left_alone(name: str) -> None:
     assert list(in_name(name)) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Dr. Müller", "name"),
+        ("Name: Jürgen", "name"),
+        ("Patient Özlem", "name"),
+        ("PATIENT: MÜLLER", "name"),
+        ("Mu\u0308ller^Ju\u0308rgen", "name"),  # decomposed, as some file systems write it
+        ("1.2.276.0.7230010.3.1.4.8323329", "id"),
+    ],
+)
+def test_names_are_names_in_every_alphabet_and_uids_are_ids(text: str, kind: str) -> None:
+    assert [found for found, _ in in_text(text)] == [kind]
+
+
+@pytest.mark.parametrize("text", ["by the way", "2.25.1234567890123456789", "Synthward 1.2.3"])
+def test_words_and_numbers_of_nobody_are_left_alone(text: str) -> None:
+    assert list(in_text(text)) == []
+
+
+def test_names_of_files_are_read_in_every_alphabet() -> None:
+    assert list(in_name("scan_Jürgen_Müller_3")) == [("name", "Jürgen Müller")]
+    assert [kind for kind, _ in in_name("1.2.276.0.7230010.3.1")] == ["id"]
+
+
+@pytest.mark.parametrize("part", ["a", "a-", "sn-", "a^", "a@", "Aa "])
+def test_a_long_text_of_a_stranger_is_searched_in_one_pass(part: str) -> None:
+    """Ten times what took minutes; the rest of a text beyond a million characters is named."""
+    found = list(in_text(part * (1_200_000 // len(part))))
+    assert found[0][0] == "hidden data"
+    assert "1000000 were searched" in found[0][1]
+
+
 def test_the_command_prints_findings_takes_what_was_looked_at_and_ends_with_its_code(
     tmp_path: Path,
 ) -> None:
