@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import zlib
@@ -10,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import (
+    ExifTags,
+    Image,
+    ImageDraw,
+    ImageFont,
+    PngImagePlugin,
+    TiffImagePlugin,
+    TiffTags,
+)
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from typer.testing import CliRunner
@@ -19,6 +28,7 @@ from synth_common.errors import ConfigError, IdentifierError
 from synth_common.release.burned_in import text_like
 from synth_common.release.dicom import DicomWriter, Origin
 from synth_common.release.identifiers import in_name, in_text
+from synth_common.release.marking import xmp_packet
 from synth_common.release.metadata import scan
 from synth_common.release.picture import Picture
 from synth_common.release.png import encode
@@ -79,6 +89,55 @@ def _tail(path: Path) -> None:
     path.write_bytes(encode(PIXELS) + b"Patient: Hans")
 
 
+def _jpeg() -> bytes:
+    out = io.BytesIO()
+    _picture().save(out, format="JPEG")
+    return out.getvalue()
+
+
+def _segments(path: Path, *found: tuple[int, bytes], tail: bytes = b"") -> None:
+    """A JPEG with more segments after its start, and bytes after its end."""
+    plain = _jpeg()
+    more = b"".join(
+        bytes((0xFF, code)) + (len(data) + 2).to_bytes(2, "big") + data for code, data in found
+    )
+    path.write_bytes(plain[:2] + more + plain[2:] + tail)
+
+
+def _exif_segment(**values: object) -> bytes:
+    exif = Image.Exif()
+    for name, value in values.items():
+        exif[ExifTags.Base[name].value] = value
+    return exif.tobytes()
+
+
+def _exif_with_thumbnail() -> bytes:
+    """A first directory with an orientation, and a second that says where a thumbnail lies."""
+    first = struct.pack("<HHHIII", 1, 0x0112, 3, 1, 1, 26)
+    second = struct.pack("<HHHIIHHIII", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, 4, 0)
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + first + second + b"\xff\xd8\xff\xd9"
+
+
+def _pages(path: Path, *tags: dict[int, object]) -> None:
+    """A TIFF with a page for each set of tags."""
+    infos = []
+    for values in tags:
+        info = TiffImagePlugin.ImageFileDirectory_v2()
+        for tag, value in values.items():
+            if isinstance(value, tuple):
+                info.tagtype[tag] = TiffTags.LONG
+            info[tag] = value
+        infos.append(info)
+    pages = [_picture() for _ in tags]
+    for page, info in zip(pages, infos, strict=True):
+        page.encoderinfo = {"tiffinfo": info}
+    pages[0].save(path, tiffinfo=infos[0], save_all=True, append_images=pages[1:])
+
+
+def _mark() -> bytes:
+    return xmp_packet().encode()
+
+
 PLANTED: dict[str, tuple[str, Callable[[Path], object], set[tuple[str, str]]]] = {
     "a name": ("a.png", lambda p: _png(p, Note="Patient: Miller"), {("name", "tEXt Note")}),
     "a date of birth": (
@@ -131,6 +190,86 @@ PLANTED: dict[str, tuple[str, Callable[[Path], object], set[tuple[str, str]]]] =
         lambda p: _picture().save(p, comment=b"knee of a teacher"),
         {("free text", "comment")},
     ),
+    "the first of two comments": (
+        "a.jpg",
+        lambda p: _segments(p, (0xFE, b"Patient: Miller"), (0xFE, b"x")),
+        {("name", "comment"), ("free text", "comment")},
+    ),
+    "bytes after a JPEG": (
+        "a.jpg",
+        lambda p: _segments(p, tail=b"Patient: Miller"),
+        {("hidden data", "after the end of the picture")},
+    ),
+    "a second EXIF segment": (
+        "a.jpg",
+        lambda p: _segments(p, (0xE1, _exif_segment()), (0xE1, _exif_segment(Artist="Weber"))),
+        {("name", "EXIF Artist")},
+    ),
+    "a thumbnail in EXIF": (
+        "a.jpg",
+        lambda p: _segments(p, (0xE1, _exif_with_thumbnail())),
+        {("hidden data", "EXIF thumbnail")},
+    ),
+    "extended XMP": (
+        "a.jpg",
+        lambda p: _segments(p, (0xE1, b"http://ns.adobe.com/xmp/extension/\0Dr. Weber")),
+        {("name", "segment APP1")},
+    ),
+    "what only begins as a colour profile": (
+        "a.jpg",
+        lambda p: _segments(p, (0xE2, b"ICC_Patient: Miller")),
+        {("name", "segment APP2")},
+    ),
+    "a thumbnail beside JFIF": (
+        "a.jpg",
+        lambda p: _segments(p, (0xE0, b"JFXX\0\x13" + b"\1" * 30)),
+        {("hidden data", "segment APP0")},
+    ),
+    "a JPEG that is cut": (
+        "a.jpg",
+        lambda p: p.write_bytes(_jpeg()[:-2]),
+        {("unreadable", "JPEG")},
+    ),
+    "a translated keyword": (
+        "a.png",
+        lambda p: _insert(p, b"iTXt", b"XML:com.adobe.xmp\0\0\0\0Dr. Weber\0" + _mark()),
+        {("name", "translated keyword in iTXt XML:com.adobe.xmp")},
+    ),
+    "bytes after a compressed text": (
+        "a.png",
+        lambda p: _insert(p, b"zTXt", b"Comment\0\0" + zlib.compress(b"") + b"Dr. Weber"),
+        {("unreadable", "PNG")},
+    ),
+    "the name of a colour profile": (
+        "a.png",
+        lambda p: _insert(p, b"iCCP", b"Dr. Weber\0\0" + zlib.compress(b"x")),
+        {("name", "name in iCCP")},
+    ),
+    "the second page of a TIFF": (
+        "a.tif",
+        lambda p: _pages(p, {}, {270: "Patient Miller"}),
+        {("name", "EXIF ImageDescription")},
+    ),
+    "IPTC in a TIFF": (
+        "a.tif",
+        lambda p: _pages(p, {33723: b"Patient: Miller!"}),
+        {("hidden data", "EXIF IPTCNAA"), ("name", "EXIF IPTCNAA")},
+    ),
+    "numbers that are none": (
+        "a.tif",
+        lambda p: _pages(p, {65000: tuple(b"Patient: Hans Miller")}),
+        {("hidden data", "EXIF tag 65000")},
+    ),
+    "an ending that lies": (
+        "a.png",
+        lambda p: p.write_bytes(b"Patient: Miller"),
+        {("unreadable", "file")},
+    ),
+    "a DICOM file without its preamble": (
+        "a.bin",
+        lambda p: p.write_bytes(b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"\x10\0\x10\0PN\4\0Hans"),
+        {("unreadable", "file")},
+    ),
     "a TIFF": (
         "a.tif",
         lambda p: _exif(p, ImageDescription="Patient Miller"),
@@ -174,6 +313,24 @@ def test_a_marked_picture_and_plain_names_are_clean(tmp_path: Path) -> None:
     found = scan(tmp_path)
     assert list(found.findings) == []
     assert found.scanned == {"png": 3, "jpeg": 1}
+
+
+def test_a_folder_behind_a_link_is_named_and_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    _png(tmp_path / "elsewhere" / "a.png", Note="Patient: Miller")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "b.png").write_bytes(encode(PIXELS))
+    (tmp_path / "set" / "more").symlink_to(tmp_path / "elsewhere")
+    (found,) = scan(tmp_path / "set", pixels=False).findings
+    assert (found.file, found.kind, found.value) == ("more", "unreadable", "a link, not followed")
+
+
+def test_what_is_too_large_to_look_into_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(encode(PIXELS))
+    monkeypatch.setattr("synth_common.release.metadata._MOST_BYTES", 10)
+    assert _found(tmp_path) == {("unreadable", "file")}
 
 
 def test_a_mark_with_more_in_it_is_no_mark(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def make_statement(directory: Path, run_id: str | None = None) -> PrivacyStateme
     Raises:
         ConfigError: The ledger knows no such run; names those that it knows.
         PrivacyError: The run trained without privacy, so there is nothing to state.
-        DataError, LedgerError: There is no site, or its ledger does not verify.
+        DataError, LedgerError: There is no site, its ledger does not verify, or the run used the
+            images under more than one plan.
     """
     settings = read_settings(directory)
     with Ledger.read(directory / "ledger.sqlite") as ledger:
@@ -44,12 +45,14 @@ def make_statement(directory: Path, run_id: str | None = None) -> PrivacyStateme
                 f"run {run} trained without noise (privacy.epsilon = inf): there is no guarantee "
                 "to state, and nothing of it may be released"
             )
+        own = epsilon(uses, terms.delta, terms.accountant)
+        whole = epsilon(ledger.history(), terms.delta, terms.accountant)
         return PrivacyStatement(
             site=settings["name"],
             run_id=run,
             plan_digest=plan.digest(),
-            epsilon=epsilon(uses, terms.delta, terms.accountant),
-            epsilon_all_runs=epsilon(ledger.history(), terms.delta, terms.accountant),
+            epsilon=own,
+            epsilon_all_runs=max(own, whole),  # both are bounds with a numerical error
             delta=terms.delta,
             unit=terms.unit,
             adjacency=ADJACENCY[terms.unit],
@@ -117,7 +120,14 @@ def _run(ledger: Ledger, run_id: str | None, site: str) -> str:
 
 def _plan(ledger: Ledger, run_id: str) -> Plan:
     """The plan that a run was begun under, as the operator approved it."""
-    digest = ledger.reservations(run_id)[0].key.plan
+    digests = list(dict.fromkeys(r.key.plan for r in ledger.reservations(run_id)))
+    if len(digests) > 1:
+        named = ", ".join(digest[:12] for digest in digests)
+        raise LedgerError(
+            f"run {run_id} used the images under {len(digests)} plans ({named}): a statement is "
+            "of one plan, so none can be made; ask the coordinator how one run came by two"
+        )
+    digest = digests[0]
     for decision in ledger.plans():
         if decision.digest == digest:
             return Plan.from_json(decision.plan)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from synth_common.errors import DataError
-from synth_common.release import png
+from synth_common.release import jpeg, png
 from synth_common.release.identifiers import Kind, in_text
 from synth_common.release.marking import XMP_KEYWORD, is_only_mark
 
@@ -25,8 +25,18 @@ _PLAIN: Final = frozenset(
         "fcTL fdAT",
     )
 )
+_NAMED: Final = frozenset(("iCCP", "sPLT"))
 _TEXTS: Final = frozenset(("tEXt", "zTXt", "iTXt"))
-_EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
+_EXIF_IFD, _GPS_IFD, _INTEROP_IFD = 0x8769, 0x8825, 0xA005
+_THUMBNAIL, _PACKET = 0x0201, 700
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+# Tags of a TIFF whose long lists of numbers say where the pixels are and what they mean.
+_TABLES: Final = frozenset(
+    (258, 273, 277, 279, 301, 320, 324, 325, 338, 339, 519, 520, 521, 529, 532)
+)
+_BLOCKS: Final = frozenset((33723, 34377))  # IPTC and Photoshop's resources
+_LONG_LIST = 16
+_MOST_PAGES = 1000
 # EXIF 3.0 by the beginning of a tag's name.
 _TAGS: Final[tuple[tuple[str, Kind], ...]] = (
     ("DateTime", "date"),
@@ -59,11 +69,16 @@ def in_png(content: bytes) -> Iterator[Found]:
 
 
 def _in_chunk(chunk: png.Chunk) -> Iterator[Found]:
+    if chunk.kind in _NAMED:
+        yield from ((k, f"name in {chunk.kind}", v) for k, v in in_text(png.beside_text(chunk)))
+        return
     if chunk.kind in _PLAIN:
         return
     if chunk.kind in _TEXTS:
         keyword, text = png.text_of(chunk)
         place = f"{chunk.kind} {keyword}"
+        if chunk.kind == "iTXt" and (beside := png.beside_text(chunk)):
+            yield from _words(f"translated keyword in {place}", beside)
         yield from (
             _in_packet(place, text)
             if keyword == XMP_KEYWORD
@@ -80,29 +95,71 @@ def _in_chunk(chunk: png.Chunk) -> Iterator[Found]:
         yield "hidden data", f"{where}{name}", f"{len(chunk.data)} bytes"
 
 
-def in_picture(content: bytes) -> Iterator[Found]:
-    """What a JPEG or TIFF says beside its pixels."""
+def in_jpeg(content: bytes) -> Iterator[Found]:
+    """What a JPEG says beside its pixels."""
+    try:
+        for segment in jpeg.segments(content):
+            yield from _in_segment(segment.name, segment.data)
+    except DataError as err:
+        yield "unreadable", "JPEG", str(err)
+
+
+def _in_segment(name: str, data: bytes) -> Iterator[Found]:
+    """One segment; of those for programs only those that are known to the byte are passed over."""
+    text = data.decode("utf-8", "replace")
+    if name == "trailing":
+        yield "hidden data", "after the end of the picture", f"{len(data)} bytes"
+    elif name == "COM":
+        yield from _words("comment", text)
+    elif name == "APP1" and data.startswith(b"Exif\0"):
+        yield from _in_exif_bytes(data)
+    elif name == "APP1" and data.startswith(_XMP):
+        yield from _in_packet("xmp", data[len(_XMP) :].decode("utf-8", "replace"))
+    elif name.startswith("APP"):
+        plain = (
+            (name == "APP0" and data.startswith(b"JFIF\0") and len(data) == 14)
+            or (name == "APP2" and data.startswith(b"ICC_PROFILE\0"))
+            or (name == "APP14" and data.startswith(b"Adobe") and len(data) == 12)
+        )
+        if not plain:
+            yield from _words(f"segment {name}", data.decode("latin-1"), least="hidden data")
+
+
+def in_tiff(content: bytes) -> Iterator[Found]:
+    """What a TIFF says beside its pixels, on all its pages."""
     from PIL import Image
 
     Image.init()  # Pillow knows TIFF only when all its formats are loaded
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd EXIF, and of size: nothing is decoded
-            with Image.open(io.BytesIO(content), formats=("JPEG", "TIFF")) as picture:
-                exif, info = picture.getexif(), dict(picture.info)
-                segments = list(getattr(picture, "applist", []))
-                yield from _in_exif(exif)
+            with Image.open(io.BytesIO(content), formats=("TIFF",)) as picture:
+                yield from _in_exif(picture.getexif())
+                pages = int(getattr(picture, "n_frames", 1))
+                for page in range(min(pages, _MOST_PAGES)):
+                    picture.seek(page)
+                    yield from _in_page(page, dict(getattr(picture, "tag_v2", {})))
     except Exception as err:  # decoders meet hostile bytes with a dozen exception types
         yield "unreadable", "picture", type(err).__name__
         return
-    for key in ("xmp", "comment"):
-        if key in info:
-            text = info[key] if isinstance(info[key], str) else info[key].decode("utf-8", "replace")
-            yield from _in_packet(key, text) if key == "xmp" else _words(key, text)
-    for name, data in segments:
-        known = name in ("APP0", "APP14", "COM") or data[:4] in (b"Exif", b"http", b"ICC_")
-        if not known:
-            yield from _words(f"segment {name}", data.decode("latin-1"), least="hidden data")
+    if pages > _MOST_PAGES:
+        yield "hidden data", "pages", f"{pages} pages, of which {_MOST_PAGES} were looked at"
+
+
+def _in_page(page: int, tags: dict[int, Any]) -> Iterator[Found]:
+    """One page: texts of all but the first, whose EXIF was read, and what no table of pixels is."""
+    from PIL import ExifTags
+
+    for tag, value in tags.items():
+        name = ExifTags.TAGS.get(tag, f"tag {tag}")
+        many = isinstance(value, tuple) and len(value) > _LONG_LIST and tag not in _TABLES
+        if tag in _BLOCKS or many:
+            yield "hidden data", f"EXIF {name}", f"{len(value)} values"
+        elif tag == _PACKET:
+            packet = value if isinstance(value, str) else bytes(value).decode("utf-8", "replace")
+            yield from _in_packet("xmp", packet)
+        elif page and isinstance(value, str):
+            yield from _in_tag(name, value)
 
 
 def _in_exif_bytes(content: bytes) -> Iterator[Found]:
@@ -121,12 +178,19 @@ def _in_exif(exif: Any) -> Iterator[Found]:
     from PIL import ExifTags
 
     for tag, value in exif.items():
-        if tag not in (_EXIF_IFD, _GPS_IFD):
+        if tag not in (_EXIF_IFD, _GPS_IFD, _INTEROP_IFD, _PACKET):
             yield from _in_tag(ExifTags.TAGS.get(tag, f"tag {tag}"), value)
     for tag, value in exif.get_ifd(_EXIF_IFD).items():
         yield from _in_tag(ExifTags.TAGS.get(tag, f"tag {tag}"), value)
     for tag, value in exif.get_ifd(_GPS_IFD).items():
         yield from _in_tag(ExifTags.GPSTAGS.get(tag, f"GPS {tag}"), value)
+    for tag, value in exif.get_ifd(_INTEROP_IFD).items():
+        yield from _in_tag(f"interoperability {tag}", value)
+    small = exif.get_ifd(ExifTags.IFD.IFD1)
+    if _THUMBNAIL in small:
+        yield "hidden data", "EXIF thumbnail", "a picture of the picture as it was"
+    for tag, value in small.items():
+        yield from _in_tag(ExifTags.TAGS.get(tag, f"tag {tag}"), value)
 
 
 def _in_tag(name: str, value: Any) -> Iterator[Found]:

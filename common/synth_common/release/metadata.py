@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from synth_common.errors import ConfigError
+from synth_common.errors import ConfigError, DataError
 from synth_common.release.burned_in import text_like
 from synth_common.release.identifiers import Kind, in_name
-from synth_common.release.image_headers import Found, in_picture, in_png
+from synth_common.release.image_headers import Found, in_jpeg, in_png, in_tiff
 from synth_common.release.png import SIGNATURE
 
 _MOST_BYTES = 1_000_000_000
@@ -30,6 +30,12 @@ _MAGIC: Mapping[bytes, str] = {
     b"II*\0": "tiff",
     b"MM\0*": "tiff",
 }
+_READERS: Mapping[str, Callable[[bytes], Iterator[Found]]] = {
+    "png": in_png,
+    "jpeg": in_jpeg,
+    "tiff": in_tiff,
+}
+_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"))
 
 
 @dataclass(frozen=True)
@@ -80,14 +86,22 @@ def scan(target: Path, allowed: Sequence[str] = (), pixels: bool = True) -> Scan
     paths = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else [target]
     if not paths:
         raise ConfigError(f"{target} holds no file")
-    findings: list[Finding] = []
+    findings = [
+        Finding(p.relative_to(target).as_posix(), "unreadable", "folder", "a link, not followed")
+        for p in (sorted(target.rglob("*")) if target.is_dir() else ())
+        if p.is_symlink() and p.is_dir()
+    ]
     scanned: dict[str, int] = {}
     skipped: dict[str, int] = {}
     seen: set[str] = set()
     for path in paths:
         name = path.relative_to(target).as_posix() if target.is_dir() else path.name
         findings += _in_path(name, seen)
-        kind = _kind(path)
+        try:
+            kind = _kind(path)
+        except DataError as err:
+            findings.append(Finding(name, "unreadable", "file", str(err)))
+            kind = None
         if kind is None:
             ending = path.suffix.lower() or "no ending"
             skipped[ending] = skipped.get(ending, 0) + 1
@@ -115,17 +129,26 @@ def _in_path(name: str, seen: set[str]) -> Iterator[Finding]:
 
 
 def _kind(path: Path) -> str | None:
-    """What a file is by its first bytes; None for what is not looked into."""
+    """What a file is by its first bytes; None for what is not looked into.
+
+    Raises:
+        DataError: It cannot be read, is too large, or its ending promises what it is not.
+    """
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            return None
+        size = path.stat().st_size
         with path.open("rb") as handle:
             head = handle.read(132)
-    except OSError:
-        return None
-    if head[128:132] == b"DICM":
-        return "dicom"
-    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    except OSError as err:
+        raise DataError(f"cannot be read: {err.strerror}") from err
+    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    kind = "dicom" if head[128:132] == b"DICM" else kind
+    if kind is not None and size > _MOST_BYTES:
+        raise DataError(f"larger than {_MOST_BYTES:,} bytes, and not looked into")
+    bare = head[:2] in (b"\x02\0", b"\x08\0") and head[4:6].isalpha() and head[4:6].isupper()
+    if kind is None and (bare or path.suffix.lower() in _ENDINGS):
+        like = "DICOM without its preamble" if bare else f"named {path.suffix}, and is no such file"
+        raise DataError(f"not looked into: {like}")
+    return kind
 
 
 def _in_header(path: Path, kind: str) -> Iterator[Found]:
@@ -135,8 +158,7 @@ def _in_header(path: Path, kind: str) -> Iterator[Found]:
 
         yield from in_dicom(path)
     else:
-        reader: Callable[[bytes], Iterator[Found]] = in_png if kind == "png" else in_picture
-        yield from reader(path.read_bytes())
+        yield from _READERS[kind](path.read_bytes())
 
 
 def _in_pixels(path: Path, kind: str) -> Iterator[Found]:

@@ -98,4 +98,15 @@ def _unfold(data: bytes) -> bytes:
     body = tool.decompress(data, _MOST_TEXT)
     if tool.unconsumed_tail:
         raise DataError(f"a compressed text unfolds to more than {_MOST_TEXT:,} bytes")
+    if tool.unused_data or not tool.eof:
+        raise DataError("bytes stand after a compressed text, or it is cut short")
     return body
+
+
+def beside_text(chunk: Chunk) -> str:
+    """Language and translated keyword of an iTXt chunk; the name of an iCCP or sPLT chunk."""
+    keyword, _, rest = chunk.data.partition(b"\0")
+    if chunk.kind != "iTXt":
+        return keyword.decode("latin-1")
+    language, _, rest = rest[2:].partition(b"\0")
+    return b" ".join((language, rest.partition(b"\0")[0])).decode("utf-8", "replace").strip()

@@ -6,7 +6,8 @@ where the coordinator publishes it, and who checks a bundle fetches it anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from pydantic import AwareDatetime, Field
 
 from synth_common import wall_clock
 from synth_common.errors import ConfigError, StorageError, VerificationError
+from synth_common.file_lock import take
 from synth_common.keys import signing_public
 from synth_common.plan import StrictModel
 from synth_common.release import dsse
@@ -45,12 +47,36 @@ def withdraw(path: Path, release: ReleaseName, reason: str, key: Ed25519PrivateK
     """Add a release to the list at ``path``, begun if missing. Returns how many it names.
 
     Raises:
-        ConfigError: No reason, or the release is on the list already.
+        ConfigError: No reason, the release is on the list already, or another process adds to it.
         VerificationError: The list there is damaged, or signed by another key.
         StorageError: The disk refused.
     """
     if not 1 <= len(reason.strip()) <= _MOST_REASON:
         raise ConfigError(f"--reason has {len(reason.strip())} characters, expected 1 to 500")
+    with _held(path):
+        return _add(path, release, reason.strip(), key)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold the list at ``path``: runs share it, and each reads, adds and writes."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("a")
+    except OSError as err:
+        raise StorageError(f"cannot write into {path.parent}: {err.strerror}") from err
+    with lock:
+        try:
+            take(lock)
+        except OSError:
+            raise ConfigError(
+                f"another process is adding to {path}; nothing was written. Wait for it to end"
+            ) from None
+        yield
+
+
+def _add(path: Path, release: ReleaseName, reason: str, key: Ed25519PrivateKey) -> int:
+    """Read the list, add to it and write it."""
     before: Sequence[Withdrawal] = ()
     if path.exists():
         before, signer = read_withdrawals(path)
@@ -61,13 +87,9 @@ def withdraw(path: Path, release: ReleaseName, reason: str, key: Ed25519PrivateK
     if find(before, release) is not None:
         raise ConfigError(f"{release} is on the list already; nothing was written")
     new = Withdrawal(
-        name=release.name, version=release.version, reason=reason.strip(), time=wall_clock.now()
+        name=release.name, version=release.version, reason=reason, time=wall_clock.now()
     )
     whole = Withdrawals(withdrawn=(*before, new))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise StorageError(f"cannot make folder {path.parent}: {err.strerror}") from err
     replace_text(path, dsse.sign(KIND, {}, whole.model_dump(mode="json"), key))
     return len(whole.withdrawn)
 
