@@ -14,10 +14,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from pydicom import dcmread
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import ExplicitVRLittleEndian
 
+from synth_common.errors import DataError
 from synth_common.release.dicom import DERIVATION, MANUFACTURER, PATIENT
+from synth_common.release.dicom_file import read
 from synth_common.release.identifiers import Kind, in_text
 from synth_common.release.image_headers import Found
 
@@ -65,29 +68,55 @@ _OWN: Final = {
     "ContributionDescription": _CONTRIBUTION,
 }
 _DEEPEST = 12
+_PIXELS: Final = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 
 
 def in_dicom(path: Path) -> Iterator[Found]:
-    """What a DICOM file says beside its pixels. Raises OSError."""
+    """What a DICOM file says beside its pixels, to its last byte. Raises OSError."""
     with path.open("rb") as handle:
         preamble = handle.read(128)
     if preamble.strip(b"\0"):
         yield "hidden data", "preamble", f"{len(preamble.strip(bytes(1)))} bytes"
     try:
-        data = dcmread(path, stop_before_pixels=True)
-    except Exception as err:  # damaged headers raise a dozen exception types
-        yield "unreadable", "header", type(err).__name__
+        file = read(path)
+    except DataError as err:
+        yield "unreadable", "header", str(err)
         return
+    yield from (("hidden data", left.place, left.text) for left in file.leftovers)
+    if file.cut:
+        yield "unreadable", "data set", "the file ends within an element, or is damaged from one on"
+    data = file.data
     yield from _in_dataset(data.file_meta, 0)
     yield from _in_dataset(data, 0)
+    yield from _after_pixels(data)
     burned = str(data.get("BurnedInAnnotation", "is missing"))
     if burned != "NO":
         yield "burned-in text", "BurnedInAnnotation", f"{burned}; NO would say that there is none"
 
 
+def _after_pixels(data: FileDataset) -> Iterator[Found]:
+    """Bytes of the pixel data behind the last pixel, where these are not compressed."""
+    syntax = data.file_meta.get("TransferSyntaxUID", ExplicitVRLittleEndian)
+    if "PixelData" not in data or syntax.is_encapsulated:
+        return
+    try:
+        expected = get_expected_length(data)
+        raw = data.get_item("PixelData")
+        if getattr(raw, "length", expected) <= expected + expected % 2:
+            return
+        after = bytes(data["PixelData"].value)[expected:]
+    except Exception as err:  # the elements that say how large it is can be damaged or missing
+        yield "unreadable", "PixelData", f"its size is not known: {type(err).__name__}"
+        return
+    if after.strip(b"\0"):
+        yield "hidden data", "after the last pixel", f"{len(after)} bytes"
+
+
 def _in_dataset(data: Dataset, depth: int) -> Iterator[Found]:
     """Every element, sequences included; one that cannot be read is a finding of its own."""
     for tag in sorted(data.keys()):
+        if depth == 0 and tag in _PIXELS:
+            continue
         try:
             element = data[tag]
             name = element.keyword or str(element.tag)
@@ -108,6 +137,9 @@ def _in_element(name: str, vr: str, value: Any) -> Iterator[Found]:
     """One plain element."""
     text = _shown(value)
     if not text.strip() or name in _HARMLESS:
+        return
+    if name == "DataSetTrailingPadding":
+        yield "hidden data", name, text
         return
     if name in ("PatientName", "PatientID") and text.startswith(PATIENT):
         return
@@ -165,7 +197,7 @@ def grey_frame(path: Path) -> npt.NDArray[np.float64]:
     Raises:
         Exception: Whatever the decoder meets.
     """
-    data = dcmread(path)
+    data = read(path).data
     if not any(name in data for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         return np.zeros((1, 1))
     pixels = np.asarray(data.pixel_array, dtype=np.float64)
