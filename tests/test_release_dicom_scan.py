@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -113,3 +114,232 @@ def test_what_stands_before_a_broken_sequence_is_looked_at(synthetic: Path) -> N
     assert named != content
     synthetic.write_bytes(named + endless)
     assert _found(synthetic) == {("unreadable", "data set"), ("name", "PatientName")}
+
+
+# ------------------------------------------------------------------ bytes beside pixels
+
+
+def _icon(data: Dataset) -> None:
+    item = Dataset()
+    item.add_new(0x7FE00010, "OB", SAID.encode())
+    data.IconImageSequence = [item]
+
+
+def _information(data: Dataset) -> None:
+    data.file_meta.PrivateInformationCreatorUID = "1.2.840.10008.1.1"
+    data.file_meta.PrivateInformation = SAID.encode()
+
+
+def _encrypted(data: Dataset) -> None:
+    item = Dataset()
+    item.EncryptedContentTransferSyntaxUID = "1.2.840.10008.1.2.1"
+    item.EncryptedContent = SAID.encode()
+    data.EncryptedAttributesSequence = [item]
+
+
+def _table(data: Dataset) -> None:
+    item = Dataset()
+    item.add_new(0x00283006, "OW", SAID.encode())
+    data.ModalityLUTSequence = [item]
+
+
+def _numbers(data: Dataset) -> None:
+    item = Dataset()
+    item.add_new(0x00283006, "US", [*SAID.encode(), *SAID.encode(), *SAID.encode()])
+    data.VOILUTSequence = [item]
+
+
+HIDDEN: dict[str, tuple[Callable[[Dataset], object], str]] = {
+    "a document": (
+        lambda d: d.add_new(0x00420011, "OB", b"%PDF-1.7 " + SAID.encode() + b" "),
+        "EncapsulatedDocument",
+    ),
+    "pixels of an icon": (_icon, "IconImageSequence/PixelData"),
+    "a curve": (lambda d: d.add_new(0x50003000, "OW", SAID.encode()), "curve (5000,3000)"),
+    "a curve of numbers": (lambda d: d.add_new(0x50003000, "US", [77, 85]), "curve (5000,3000)"),
+    "private information": (_information, "PrivateInformation"),
+    "encrypted content": (_encrypted, "EncryptedAttributesSequence/EncryptedContent"),
+    "a table of words": (_table, "ModalityLUTSequence/LUTData"),
+    "a table of numbers": (_numbers, "VOILUTSequence/LUTData"),
+    "doubles": (lambda d: d.add_new(0x00720073, "OD", SAID.encode()), "SelectorODValue"),
+    "an unknown element": (lambda d: d.add_new(0x00101313, "UN", SAID.encode()), "(0010,1313)"),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_bytes_beside_the_pixels_are_found(synthetic: Path, name: str) -> None:
+    plant, place = HIDDEN[name]
+    assert _planted(synthetic, plant) == {("hidden data", place)}
+
+
+# ----------------------------------------------------------------- code strings, numbers
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "kind"),
+    [
+        ("ContentQualification", "MUELLER_ANNA", "free text"),
+        ("Modality", "MUELLER", "free text"),
+        ("ImageType", ["DERIVED", "SECONDARY", "MUELLER"], "free text"),
+        ("ScanOptions", "19600101", "date"),
+        ("PatientOrientation", ["MUELLER", "L"], "patient data"),
+        ("PatientPosition", "MUELLER", "patient data"),
+        ("SpecificCharacterSet", ["ISO_IR 192", "MUELLER"], "free text"),
+        ("InstanceNumber", "19600101", "date"),
+        ("SeriesNumber", "4711081", "id"),
+        ("SliceThickness", "19600101", "date"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # pydicom warns of such values
+def test_code_strings_and_numbers_are_searched(
+    synthetic: Path, keyword: str, value: object, kind: str
+) -> None:
+    assert _planted(synthetic, lambda d: setattr(d, keyword, value)) == {(kind, keyword)}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("Modality", "MR"),
+        ("BodyPartExamined", "WHOLE BODY"),
+        ("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+        ("ScanOptions", ["FC", "SP"]),
+        ("PatientPosition", "HFDR"),
+        ("PatientOrientation", ["L", "PF"]),
+        ("LossyImageCompressionMethod", "ISO_10918_1"),
+        ("WindowCenter", ["40.5", "-600"]),
+        ("PixelSpacing", ["0.98765432", "0.15643446"]),
+    ],
+)
+def test_defined_terms_and_measures_are_left_alone(
+    synthetic: Path, keyword: str, value: object
+) -> None:
+    assert _planted(synthetic, lambda d: setattr(d, keyword, value)) == set()
+
+
+# --------------------------------------------------------------------------------- codes
+
+
+def _coded(sequence: str, scheme: str, value: str, meaning: str) -> Callable[[Dataset], None]:
+    def plant(data: Dataset) -> None:
+        item = Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+        setattr(data, sequence, [item])
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("sequence", "code", "expected"),
+    [
+        ("AnatomicRegionSequence", ("SCT", "39607008", "Lung"), {}),
+        ("AnatomicRegionSequence", ("SRT", "T-28000", "Lung"), {}),
+        ("MeasurementUnitsCodeSequence", ("UCUM", "mm[Hg]", "mm Hg"), {}),
+        ("ConceptNameCodeSequence", ("LN", "18748-4", "Diagnostic imaging report"), {}),
+        (
+            "AnatomicRegionSequence",
+            ("99WARD", "4711", "Mueller"),
+            {
+                "CodeValue": "free text",
+                "CodingSchemeDesignator": "free text",
+                "CodeMeaning": "free text",
+            },
+        ),
+        ("AnatomicRegionSequence", ("SCT", "39607008", "Dr. Mueller"), {"CodeMeaning": "name"}),
+        ("AnatomicRegionSequence", ("DCM", "MUELLER", "Lung"), {"CodeValue": "id"}),
+        ("MeasurementUnitsCodeSequence", ("UCUM", "MUELLER", "mm"), {"CodeValue": "id"}),
+        (
+            "PersonIdentificationCodeSequence",
+            ("DCM", "121024", "Mueller"),
+            {"CodeValue": "name", "CodingSchemeDesignator": "name", "CodeMeaning": "name"},
+        ),
+        (
+            "InstitutionCodeSequence",
+            ("SCT", "39607008", "Ward"),
+            {
+                "CodeValue": "institution",
+                "CodingSchemeDesignator": "institution",
+                "CodeMeaning": "institution",
+            },
+        ),
+    ],
+)
+def test_codes_pass_in_public_schemes_only_and_never_for_persons(
+    synthetic: Path, sequence: str, code: tuple[str, str, str], expected: dict[str, str]
+) -> None:
+    found = _planted(synthetic, _coded(sequence, *code))
+    assert found == {(kind, f"{sequence}/{part}") for part, kind in expected.items()}
+
+
+def test_codes_deep_below_a_person_are_found(synthetic: Path) -> None:
+    item, code = Dataset(), Dataset()
+    _coded("PersonIdentificationCodeSequence", "DCM", "121024", "Mueller")(item)
+    _coded("EquivalentCodeSequence", "DCM", "121024", "Mueller")(code)
+    item.PersonIdentificationCodeSequence[0].update(code)
+    found = _planted(synthetic, lambda d: setattr(d, "OperatorIdentificationSequence", [item]))
+    place = "OperatorIdentificationSequence/PersonIdentificationCodeSequence"
+    assert ("name", f"{place}/EquivalentCodeSequence/CodeMeaning") in found
+
+
+# --------------------------------------------------------------------------------- depth
+
+
+@pytest.mark.parametrize("depth", [1, 12, 13, 40])
+def test_names_are_found_at_every_depth_or_the_depth_is_told(synthetic: Path, depth: int) -> None:
+    inner = Dataset()
+    inner.ImageComments = "Patient Mueller"
+    for _ in range(depth):
+        outer = Dataset()
+        outer.ReferencedSeriesSequence = [inner]
+        inner = outer
+    found = _planted(synthetic, lambda d: d.update(inner))
+    name = "ReferencedSeriesSequence"
+    if depth <= 12:
+        assert found == {("name", "/".join([name] * depth + ["ImageComments"]))}
+    else:
+        assert found == {("hidden data", "/".join([name] * 13))}
+
+
+# ---------------------------------------------------------------------------- our own marks
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "kind"),
+    [
+        ("PatientName", "SYN-Mueller^Anna", "name"),
+        ("PatientName", "SYN-12ab34cd-000003^Anna", "name"),
+        ("PatientID", "SYN-4711", "id"),
+        ("StudyInstanceUID", "2.25.19600101.4711", "id"),
+        ("StudyInstanceUID", "2.25.19600101", "id"),
+        ("StudyInstanceUID", f"2.25.{2**128}", "id"),
+        ("StudyInstanceUID", "1.2.840.10008.19600101", "id"),
+        ("ReferencedSOPInstanceUID", ["1.2.840.10008.1.2", "1.2.276.4711"], "id"),
+        ("SoftwareVersions", "Synthward AnnaMueller", "device"),
+        ("SeriesDescription", "Synthetic 1960", "free text"),
+        ("DerivationDescription", "Drawn by a trained generator; shows no patient Anna", "name"),
+    ],
+)
+def test_what_only_begins_like_our_own_is_found(
+    synthetic: Path, keyword: str, value: object, kind: str
+) -> None:
+    assert _planted(synthetic, lambda d: setattr(d, keyword, value)) == {(kind, keyword)}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "kind"),
+    [
+        ("ImplementationVersionName", "MUELLER ANNA", "device"),
+        ("ImplementationVersionName", "PYDICOM 19600101", "device"),
+        ("ImplementationClassUID", "1.2.276.0.7230010.3.0.3.19600101", "id"),
+    ],
+)
+def test_the_program_that_wrote_a_file_is_known_or_a_finding(
+    synthetic: Path, keyword: str, value: str, kind: str
+) -> None:
+    plant = _planted(synthetic, lambda d: setattr(d.file_meta, keyword, value))
+    assert plant == {(kind, keyword)}
+
+
+def test_registered_and_random_uids_are_left_alone(synthetic: Path) -> None:
+    uids = ["1.2.840.10008.1.2", f"2.25.{UUID('1b4e28ba-2fa1-4d2c-883f-0016d3cca427').int}"]
+    assert _planted(synthetic, lambda d: setattr(d, "ReferencedSOPInstanceUID", uids)) == set()

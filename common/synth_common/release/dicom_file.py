@@ -20,7 +20,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from synth_common.errors import DataError
 
@@ -105,6 +105,11 @@ def read(path: Path) -> DicomFile:
         except Exception as err:  # damaged bytes raise a dozen exception types, OSError too
             why = f"{type(err).__name__}: {err}"
             raise DataError(f"{path.name} cannot be read as DICOM: {why}") from err
+
+
+def is_registered(uid: str) -> bool:
+    """Whether PS3.6 registers a UID: it then names a thing of the standard."""
+    return UID(uid).name != uid
 
 
 def _parsed(source: _Watched) -> DicomFile:
