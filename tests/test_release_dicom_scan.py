@@ -8,10 +8,14 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from synth_common.release.dicom import DicomWriter, Origin
+from synth_common.release import dicom_file, metadata
+from synth_common.release.burned_in import text_like
+from synth_common.release.dicom import DicomWriter, Origin, unmarked
 from synth_common.release.metadata import scan
 from synth_common.release.picture import Picture
 
@@ -343,3 +347,72 @@ def test_the_program_that_wrote_a_file_is_known_or_a_finding(
 def test_registered_and_random_uids_are_left_alone(synthetic: Path) -> None:
     uids = ["1.2.840.10008.1.2", f"2.25.{UUID('1b4e28ba-2fa1-4d2c-883f-0016d3cca427').int}"]
     assert _planted(synthetic, lambda d: setattr(d, "ReferencedSOPInstanceUID", uids)) == set()
+
+
+# ------------------------------------------------------------------------------ deflated
+
+
+def _deflated(path: Path) -> None:
+    data = dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+
+
+def test_deflated_files_are_looked_into_like_others(synthetic: Path) -> None:
+    _deflated(synthetic)
+    assert list(scan(synthetic).findings) == []
+    comment = ("name", "ImageComments")
+    assert _planted(synthetic, lambda d: setattr(d, "ImageComments", "Herr Mueller")) == {comment}
+    behind = _append(synthetic, SAID.encode())
+    assert behind == {comment, ("hidden data", "after the deflated data set")}
+
+
+def test_a_name_in_another_alphabet_is_shown_as_it_is_written(synthetic: Path) -> None:
+    def plant(data: Dataset) -> None:
+        data.SpecificCharacterSet = "ISO_IR 192"
+        data.PatientName = "Мюллер^Анна"
+
+    for change in (lambda path: None, _deflated):
+        _planted(synthetic, plant)
+        change(synthetic)
+        assert [finding.value for finding in scan(synthetic).findings] == ["Мюллер^Анна"]
+
+
+def test_deflated_files_are_inflated_within_bounds(
+    synthetic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dcmread(synthetic)
+    data.PixelData = bytes(4_000_000)
+    data.Rows, data.Columns = 2000, 2000
+    data.save_as(synthetic)
+    _deflated(synthetic)
+    assert synthetic.stat().st_size < 10_000
+    assert _found(synthetic) == set()
+    monkeypatch.setattr(dicom_file, "_MOST_INFLATED", 1_000_000)
+    assert _found(synthetic) == {("unreadable", "header")}
+    assert unmarked(synthetic) == ["it cannot be read as DICOM"]
+
+
+# -------------------------------------------------------------------------------- pixels
+
+
+def test_one_value_that_is_no_number_does_not_hide_text() -> None:
+    picture = Image.fromarray(np.full((128, 128), 90, dtype=np.uint8))
+    font = ImageFont.load_default(size=14)
+    ImageDraw.Draw(picture).text((3, 2), "MUELLER^ANNA 1960", fill=255, font=font)
+    pixels = np.asarray(picture, dtype=np.float32).copy()
+    for odd in (np.nan, np.inf, -np.inf):
+        pixels[100, 100] = odd
+        assert text_like(pixels.astype(np.float64))
+    assert text_like(np.full((128, 128), np.nan)) == []
+
+
+def test_pixels_that_cannot_be_searched_are_a_finding(
+    synthetic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(image: np.ndarray) -> list[tuple[int, int, int, int]]:
+        raise MemoryError
+
+    monkeypatch.setattr(metadata, "text_like", fails)
+    found = {(finding.kind, finding.place) for finding in scan(synthetic).findings}
+    assert found == {("unreadable", "pixels")}
