@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 from release_bundles import Released, edit_signed, resign, restate
 from typer.testing import CliRunner
 
@@ -56,6 +57,24 @@ def _unmark_dicom(bundle: Path) -> None:
     data = dcmread(path)
     data.SyntheticData = "NO"
     data.save_as(path)
+
+
+def _deflate_dicom(bundle: Path, damage: Callable[[bytes], bytes]) -> None:
+    """Write one object deflated (PS3.5, A.5), with a damaged stream."""
+    path = min((bundle / "dicom" / "train").glob("*.dcm"))
+    data = dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+    content = path.read_bytes()
+    at = 132 + 12 + data.file_meta.FileMetaInformationGroupLength
+    path.write_bytes(content[:at] + damage(content[at:]))
+
+
+def _break_dicom(bundle: Path) -> None:
+    """Add a sequence that never ends."""
+    path = min((bundle / "dicom" / "train").glob("*.dcm"))
+    endless = b"\xe1\x7f\x10\x10SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff"
+    path.write_bytes(path.read_bytes() + endless)
 
 
 def _swap_report(bundle: Path) -> None:
@@ -268,6 +287,18 @@ SIGNED_AGAIN: dict[str, tuple[Callable[[Released, Path], object], set[tuple[str,
     "no statement": (_left_out, {("statement-missing", "beta")}),
     "no mark": (lambda _, b: _remove_mark(b), {("marking", IMAGE)}),
     "no mark in DICOM": (lambda _, b: _unmark_dicom(b), {("marking", "dicom/train/000000.dcm")}),
+    "noise in DICOM": (
+        lambda _, b: _deflate_dicom(b, lambda stream: b"\xff" * len(stream)),
+        {("marking", "dicom/train/000000.dcm")},
+    ),
+    "a cut stream in DICOM": (
+        lambda _, b: _deflate_dicom(b, lambda stream: stream[: len(stream) // 2]),
+        {("marking", "dicom/train/000000.dcm")},
+    ),
+    "a broken sequence in DICOM": (
+        lambda _, b: _break_dicom(b),
+        {("marking", "dicom/train/000000.dcm")},
+    ),
     "another run's report": (lambda _, b: _swap_report(b), {("report", "report.json")}),
 }
 

@@ -32,8 +32,7 @@ def make_statement(directory: Path, run_id: str | None = None) -> PrivacyStateme
     Raises:
         ConfigError: The ledger knows no such run; names those that it knows.
         PrivacyError: The run trained without privacy, so there is nothing to state.
-        DataError, LedgerError: There is no site, its ledger does not verify, or the run used the
-            images under more than one plan.
+        DataError, LedgerError: There is no site, or its ledger does not verify.
     """
     settings = read_settings(directory)
     with Ledger.read(directory / "ledger.sqlite") as ledger:
@@ -119,15 +118,8 @@ def _run(ledger: Ledger, run_id: str | None, site: str) -> str:
 
 
 def _plan(ledger: Ledger, run_id: str) -> Plan:
-    """The plan that a run was begun under, as the operator approved it."""
-    digests = list(dict.fromkeys(r.key.plan for r in ledger.reservations(run_id)))
-    if len(digests) > 1:
-        named = ", ".join(digest[:12] for digest in digests)
-        raise LedgerError(
-            f"run {run_id} used the images under {len(digests)} plans ({named}): a statement is "
-            "of one plan, so none can be made; ask the coordinator how one run came by two"
-        )
-    digest = digests[0]
+    """The plan that a run was begun under, as the operator approved it; the ledger lets in one."""
+    digest = ledger.reservations(run_id)[0].key.plan
     for decision in ledger.plans():
         if decision.digest == digest:
             return Plan.from_json(decision.plan)

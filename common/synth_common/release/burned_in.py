@@ -58,12 +58,15 @@ def text_like(image: npt.NDArray[np.float64]) -> list[tuple[int, int, int, int]]
     """Rows of letter-like marks near the border: (top, bottom, left, right) in pixels, each.
 
     Args:
-        image: (H, W), any range.
+        image: (H, W), any range; what is not finite counts as the darkest value.
     """
-    low, high = float(image.min()), float(image.max())
+    finite = np.isfinite(image)
+    if not finite.any():
+        return []
+    low, high = float(image[finite].min()), float(image[finite].max())
     if high <= low or min(image.shape) < 2 * _LOWEST:
         return []
-    plain = (image - low) / (high - low)
+    plain = (np.where(finite, image, low) - low) / (high - low)
     found = []
     for grey in (plain, 1.0 - plain):
         for line in _lines(_letters(grey)):

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+from synth_common.errors import DataError
+from synth_common.release.dicom_file import read
 from synth_common.release.marking import software
 from synth_common.release.names import DICOM
 from synth_common.release.picture import Picture
@@ -32,6 +32,7 @@ IMAGE_TYPE = ("DERIVED", "SECONDARY")
 MANUFACTURER = "Synthward"
 PATIENT = "SYN-"
 DERIVATION = "Drawn by a trained generator; shows no patient"
+_UNREADABLE = "it cannot be read as DICOM"
 _PROCESSING = ("109102", "DCM", "Processing Equipment")  # PS3.16, CID 7005
 
 
@@ -66,26 +67,27 @@ class DicomWriter:
 
 
 def unmarked(path: Path) -> list[str]:
-    """Which marks of a synthetic object a DICOM file lacks, in words.
+    """Which marks of a synthetic object a DICOM file lacks, in words; damaged files lack all.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: There is no such file, or it may not be read.
     """
     try:
-        data = dcmread(path, stop_before_pixels=True)
-        lacks = [f"{k} is not {v}" for k, v in MARK.items() if str(data.get(k, "")) != v]
-        kind = tuple(data.get("ImageType") or ())
-        patient = str(data.get("PatientID", ""))
-        sop = str(data.get("SOPClassUID", ""))
-    except (
-        InvalidDicomError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-    ):
-        return ["it cannot be read as DICOM"]
+        file = read(path)
+    except DataError:
+        return [_UNREADABLE]
+    try:
+        return [*([_UNREADABLE] if file.cut else []), *_lacking(file.data)]
+    except Exception:  # damaged values raise a dozen exception types
+        return [_UNREADABLE]
+
+
+def _lacking(data: Dataset) -> list[str]:
+    """The marks that are not in a data set."""
+    lacks = [f"{k} is not {v}" for k, v in MARK.items() if str(data.get(k, "")) != v]
+    kind = tuple(data.get("ImageType") or ())
+    patient = str(data.get("PatientID", ""))
+    sop = str(data.get("SOPClassUID", ""))
     if kind != IMAGE_TYPE:
         lacks.append("ImageType is not DERIVED\\SECONDARY")
     if not patient.startswith(PATIENT):

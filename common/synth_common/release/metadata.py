@@ -164,11 +164,11 @@ def _in_header(path: Path, kind: str) -> Iterator[Found]:
 def _in_pixels(path: Path, kind: str) -> Iterator[Found]:
     """Marks near the border that look like text."""
     try:
-        image = _grey(path, kind)
+        lines = text_like(_grey(path, kind))
     except Exception as err:  # decoders meet hostile bytes with a dozen exception types
         yield "unreadable", "pixels", f"not looked at: {type(err).__name__}"
         return
-    for top, bottom, left, right in text_like(image):
+    for top, bottom, left, right in lines:
         yield "burned-in text", "pixels", f"rows {top}-{bottom}, columns {left}-{right}"
 
 
