@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_MOST_TEXT = 64_000_000
 
 
 def digest_of(path: Path) -> str:
@@ -46,3 +47,12 @@ def parse(text: str) -> dict[str, str]:
             raise ValueError(f"line {line[:80]!r}")
         found[match[2]] = match[1]
     return found
+
+
+def text_in(path: Path) -> str:
+    """A file's text. Raises OSError, and ValueError where it is too large or not UTF-8."""
+    if path.is_symlink():
+        raise ValueError("it is a link")
+    if path.stat().st_size > _MOST_TEXT:
+        raise ValueError(f"larger than {_MOST_TEXT:,} bytes")
+    return path.read_text(encoding="utf-8")

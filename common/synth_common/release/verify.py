@@ -7,8 +7,6 @@ them count. Every problem is found that can be found, not only the first.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +14,8 @@ from typing import Any
 
 from synth_common.errors import ConfigError, VerificationError
 from synth_common.release import dsse, sums
-from synth_common.release.marks import counts_of, is_png, unmarked
+from synth_common.release.image_check import check_images
 from synth_common.release.names import (
-    IMAGES,
-    METADATA,
     PAPERS,
     PLAN,
     RELEASE_KIND,
@@ -31,10 +27,9 @@ from synth_common.release.names import (
 )
 from synth_common.release.recomputed import understated
 from synth_common.release.statement import PrivacyStatement, digest_of_plan, read_statement
+from synth_common.release.sums import text_in
 from synth_common.release.verdict import Code, Verdict
 from synth_common.release.withdrawal import find, read_withdrawals
-
-_MOST_TEXT = 64_000_000
 
 
 def verify_bundle(
@@ -55,7 +50,7 @@ def verify_bundle(
         raise ConfigError(f"{folder} is no folder; give that of a release, NAME-X.Y.Z")
     verdict = Verdict()
     try:
-        text = _text(folder / SIGNATURE)
+        text = text_in(folder / SIGNATURE)
         signed = dsse.read_signed(text, RELEASE_KIND, SIGNATURE)
         release = ReleaseName(str(signed.predicate["name"]), str(signed.predicate["version"]))
     except (VerificationError, ConfigError, OSError, KeyError, ValueError) as err:
@@ -72,7 +67,7 @@ def verify_bundle(
     _check_sums(plain, digests, verdict)
     statements = _check_statements(plain, signed.predicate, verdict)
     _check_reports(plain, signed.predicate, statements, verdict)
-    _check_images(plain, signed.predicate, verdict)
+    check_images(plain, signed.predicate, verdict)
     if keys is not None:
         _check_keys(keys, verdict)
     if withdrawn is not None:
@@ -111,7 +106,7 @@ def _check_sums(plain: Mapping[str, Path], digests: Mapping[str, str], verdict: 
     if SUMS not in plain:
         return
     try:
-        listed = sums.parse(_text(plain[SUMS]))
+        listed = sums.parse(text_in(plain[SUMS]))
     except (ValueError, OSError) as err:
         verdict.blame("sums", SUMS, f"{SUMS} cannot be read: {err}")
         return
@@ -145,7 +140,7 @@ def _check_statements(
             )
             continue
         try:
-            statement, key = read_statement(_text(plain[name]), name)
+            statement, key = read_statement(text_in(plain[name]), name)
         except (VerificationError, OSError, ValueError) as err:
             verdict.blame("statement-forged", site, f"the statement of {site}: {err}")
             continue
@@ -168,7 +163,7 @@ def _plan(plain: Mapping[str, Path], predicate: Mapping[str, Any], verdict: Verd
     if PLAN not in plain:
         return None  # named among the missing files
     try:
-        text = _text(plain[PLAN])
+        text = text_in(plain[PLAN])
     except (OSError, ValueError) as err:
         verdict.blame("plan", PLAN, f"{PLAN} cannot be read: {err}")
         return None
@@ -215,7 +210,7 @@ def _check_reports(
     if name not in plain:
         return
     try:
-        report = json.loads(_text(plain[name]))
+        report = json.loads(text_in(plain[name]))
         pairs = [
             ("run", report["run"]["id"], predicate.get("run_id")),
             ("plan", report["plan"]["digest"], predicate.get("plan_digest")),
@@ -251,31 +246,6 @@ def _spent(report: Mapping[str, Any]) -> dict[str, float]:
     """Epsilon of everything in a site's ledger, as the report has it."""
     sites = [(str(site["name"]), site["epsilon"]) for site in report["privacy"]["sites"]]
     return {name: float(value) for name, value in sites if isinstance(value, int | float)}
-
-
-def _check_images(
-    plain: Mapping[str, Path], predicate: Mapping[str, Any], verdict: Verdict
-) -> None:
-    """Every image is marked as synthetic, and the table lists exactly the images there are."""
-    if predicate.get("images") != (counted := counts_of(plain)):
-        text = f"the signed text counts {predicate.get('images')} images, there are {counted}"
-        verdict.blame("metadata", IMAGES, text)
-    for name, path in plain.items():
-        verdict.images += int(is_png(name))
-        for why in unmarked(name, path):
-            verdict.blame("marking", name, f"{name} is not marked as synthetic: {why}")
-    if METADATA not in plain:
-        return
-    there = {name.removeprefix(f"{IMAGES}/") for name in plain if name.endswith(".png")}
-    try:
-        rows = list(csv.DictReader(io.StringIO(_text(plain[METADATA]))))
-        listed = {row[key] for row in rows for key in ("file_name", "mask") if row.get(key)}
-    except (ValueError, KeyError, csv.Error) as err:
-        verdict.blame("metadata", METADATA, f"{METADATA} cannot be read: {err}")
-        return
-    for name in sorted(there ^ listed):
-        text = "does not list" if name in there else "lists, and there is no"
-        verdict.blame("metadata", name, f"{METADATA} {text} {name}")
 
 
 def _check_keys(keys: Mapping[str, str], verdict: Verdict) -> None:
@@ -315,12 +285,3 @@ def _check_withdrawn(path: Path, release: ReleaseName, verdict: Verdict) -> None
             str(release),
             f"{release} was withdrawn on {entry.time:%Y-%m-%d}: {entry.reason}",
         )
-
-
-def _text(path: Path) -> str:
-    """A file's text. Raises OSError, and ValueError where it is too large or not UTF-8."""
-    if path.is_symlink():
-        raise ValueError("it is a link")
-    if path.stat().st_size > _MOST_TEXT:
-        raise ValueError(f"larger than {_MOST_TEXT:,} bytes")
-    return path.read_text(encoding="utf-8")
