@@ -416,3 +416,17 @@ def test_pixels_that_cannot_be_searched_are_a_finding(
     monkeypatch.setattr(metadata, "text_like", fails)
     found = {(finding.kind, finding.place) for finding in scan(synthetic).findings}
     assert found == {("unreadable", "pixels")}
+
+
+def test_a_file_in_no_known_syntax_is_looked_into_all_the_same(synthetic: Path) -> None:
+    def plant(data: Dataset) -> None:
+        data.ImageComments = "Herr Mueller"
+
+    _planted(synthetic, plant)
+    content = synthetic.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.276.19600101.47\0")
+    synthetic.write_bytes(content)
+    assert _found(synthetic) == {
+        ("id", "TransferSyntaxUID"),
+        ("name", "ImageComments"),
+        ("unreadable", "PixelData"),
+    }

@@ -49,17 +49,25 @@ def in_dicom(path: Path) -> Iterator[Found]:
     yield from _in_dataset(data.file_meta, 0)
     yield from _in_dataset(data, 0)
     yield from _after_pixels(data)
-    burned = str(data.get("BurnedInAnnotation", "is missing"))
+    yield from _annotation(data)
+
+
+def _annotation(data: Dataset) -> Iterator[Found]:
+    """What is said of burned-in text (PS3.3, C.7.6.1)."""
+    try:
+        burned = str(data.get("BurnedInAnnotation", "is missing"))
+    except Exception:  # of a value; it is a finding already
+        burned = "cannot be read"
     if burned != "NO":
         yield "burned-in text", "BurnedInAnnotation", f"{burned}; NO would say that there is none"
 
 
 def _after_pixels(data: FileDataset) -> Iterator[Found]:
     """Bytes of the pixel data behind the last pixel, where these are not compressed."""
-    syntax = data.file_meta.get("TransferSyntaxUID", ExplicitVRLittleEndian)
-    if "PixelData" not in data or syntax.is_encapsulated:
-        return
     try:
+        syntax = data.file_meta.get("TransferSyntaxUID", ExplicitVRLittleEndian)
+        if "PixelData" not in data or syntax.is_encapsulated:
+            return
         expected = get_expected_length(data)
         raw = data.get_item("PixelData")
         if getattr(raw, "length", expected) <= expected + expected % 2:
