@@ -516,6 +516,11 @@ def test_names_that_say_nothing_are_left_alone(name: str) -> None:
         ("Name: Jürgen", "name"),
         ("Patient Özlem", "name"),
         ("PATIENT: MÜLLER", "name"),
+        ("Dr. med. Müller", "name"),
+        ("Patient: 王伟", "name"),
+        ("geb. am 12.03.1961", "date of birth"),
+        ("CT.1.2.276.0.7230010.3.1.4", "id"),
+        ("ends with 1234567.", "id"),
         ("Mu\u0308ller^Ju\u0308rgen", "name"),  # decomposed, as some file systems write it
         ("1.2.276.0.7230010.3.1.4.8323329", "id"),
     ],

@@ -43,7 +43,7 @@ _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
         "date of birth",
         re.compile(
             rf"(?i){_WORD}(?:dob|d\.o\.b\.?|birth ?date|date ?of ?birth|birthday|born|geboren|"
-            r"geb\.?|geburtsdatum)[^A-Za-z0-9]{0,4}(?:on )?\d[\d./ -]{3,12}"
+            r"geb\.?|geburtsdatum)[^A-Za-z0-9]{0,4}(?:on |am )?\d[\d./ -]{3,12}"
         ),
     ),
     (
@@ -68,14 +68,14 @@ _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
             r"[^A-Za-z0-9]{0,3}[A-Za-z]{0,3}-?\d{2,}"
         ),
     ),
-    ("id", re.compile(r"(?<![\d.])\d{7,}(?![\d.])|(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)")),
+    ("id", re.compile(r"(?<![\d.])\d{7,}(?!\d|\.\d)|(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)")),
     # A DICOM UID; 2.25 and one number are a random one.
-    ("id", re.compile(r"(?<![\d.])[012](?:\.\d{1,40}){5,}(?![\d.])")),
+    ("id", re.compile(r"(?<!\d)(?<!\d\.)[012](?:\.\d{1,40}){5,}(?!\d|\.\d)")),
     (
         "name",
         re.compile(
-            rf"(?:(?i:{_WORD}(?:patient(?:'s)? ?name|name|patient|dr|prof|mrs|mr|ms|herr|frau|"
-            r"physician|radiologist|operator|technician|author|artist|by))[\W\d_]{1,4}"
+            rf"(?:(?i:{_WORD}(?:patient(?:'s)? ?name|name|patient|dr(?:\. ?med)?|prof|mrs|mr|ms|"
+            r"herr|frau|physician|radiologist|operator|technician|author|artist|by))[\W\d_]{1,4}"
             rf"(?P<who>{_LETTER}{_PART}{{1,40}}))|(?<!{_PART}){_PART}{{2,64}}\^{_PART}{{1,64}}"
         ),
     ),
@@ -101,7 +101,7 @@ def in_text(text: str) -> Iterator[tuple[Kind, str]]:
     for kind, pattern in _PATTERNS:
         for match in pattern.finditer(plain):
             who = match.groupdict().get("who")
-            if who is not None and not who[0].isupper():
+            if who is not None and who[0].islower():
                 continue
             begin, end = match.span()
             if not any(seen[begin:end]):
