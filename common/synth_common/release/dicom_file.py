@@ -108,16 +108,21 @@ class _Order:
     def __init__(self, source: _Watched) -> None:
         self._source = source
         self.places: list[_Place] = []
+        self._first: dict[int, int] = {}
         self.twice: list[str] = []
+
+    def restart(self) -> None:
+        """Forget the places; the reader begins anew."""
+        self.places, self._first = [], {}
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
         """See ``stop_when`` of pydicom's reader, which may show the first element twice."""
         place = _Place(tag, vr, length, self._source.tell())
-        before = next((other for other in self.places if other.tag == tag), None)
-        if before is not None and place.at - before.at < _HEADER:
-            self.places.remove(before)
-        elif before is not None:
+        first = self._first.setdefault(int(tag), place.at)
+        if place.at - first >= _HEADER:
             self.twice.append(str(tag))
+        elif self.places and self.places[-1].tag == tag:
+            self.places.pop()
         self.places.append(place)
         return False
 
@@ -151,7 +156,7 @@ def _parsed(source: _Watched) -> DicomFile:
     meta = read_dataset(source, False, True, stop_when=partial(_after_meta, order))
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return _deflated(source, FileMetaDataset(meta), order.twice)
-    order.places = []
+    order.restart()
     source.seek(0)
     try:
         data = read_partial(source, order, defer_size=_DEFERRED)
