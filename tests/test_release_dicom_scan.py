@@ -106,6 +106,21 @@ def test_an_element_that_stands_twice_is_found(synthetic: Path) -> None:
     assert _found(synthetic) == {("hidden data", "element (0010,0010)")}
 
 
+@pytest.mark.parametrize("undefined", [False, True])
+def test_what_stands_twice_in_an_item_is_found(synthetic: Path, undefined: bool) -> None:
+    words = _element(0x0020, 0x4000, b"LT", SAID.encode())
+    inner = words + _element(0x0020, 0x4000, b"LT", b"")
+    length = b"\xff\xff\xff\xff" if undefined else len(inner).to_bytes(4, "little")
+    item = b"\xfe\xff\x00\xe0" + length + inner + b"\xfe\xff\x0d\xe0\0\0\0\0" * undefined
+    length = b"\xff\xff\xff\xff" if undefined else len(item).to_bytes(4, "little")
+    end = b"\xfe\xff\xdd\xe0\0\0\0\0" * undefined
+    sequence = b"\x08\x00\x40\x11SQ\0\0" + length + item + end
+    content = synthetic.read_bytes()
+    at = content.index(b"\x10\x00\x10\x00PN")
+    synthetic.write_bytes(content[:at] + sequence + content[at:])
+    assert _found(synthetic) == {("hidden data", "sequence (0008,1140)")}
+
+
 def test_a_file_that_ends_within_an_element_is_unreadable(synthetic: Path) -> None:
     synthetic.write_bytes(synthetic.read_bytes()[:-100])
     assert _found(synthetic) == {("unreadable", "data set")}

@@ -16,11 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from pydicom.charset import convert_encodings
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset, read_partial
+from pydicom.filewriter import write_sequence
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from synth_common.errors import DataError
 
@@ -62,6 +67,28 @@ class DicomFile:
     cut: bool
 
 
+@dataclass(frozen=True)
+class _Place:
+    """An element of the top level, as its header says; ``at`` is where its value begins."""
+
+    tag: BaseTag
+    vr: str | None
+    length: int
+    at: int
+
+    @property
+    def begin(self) -> int:
+        """Where its header begins (PS3.5, 7.1.2 and 7.1.3)."""
+        return self.at - (12 if self.vr in EXPLICIT_VR_LENGTH_32 else _HEADER)
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether it is one, by its header or by PS3.6."""
+        if self.vr in (None, "UN"):
+            return dictionary_has_tag(self.tag) and dictionary_VR(self.tag) == "SQ"
+        return self.vr == "SQ"
+
+
 class _Watched(io.BufferedReader):
     """Remembers the last thing that was asked for and what came; never gives all at once."""
 
@@ -76,18 +103,27 @@ class _Watched(io.BufferedReader):
 
 
 class _Order:
-    """What the reader meets at the top level: which elements stand twice, and which got lost."""
+    """What the reader meets at the top level: where elements stand, and which stand twice."""
 
     def __init__(self, source: _Watched) -> None:
         self._source = source
-        self.seen: dict[int, int] = {}
+        self.places: list[_Place] = []
+        self._first: dict[int, int] = {}
         self.twice: list[str] = []
+
+    def restart(self) -> None:
+        """Forget the places; the reader begins anew."""
+        self.places, self._first = [], {}
 
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
         """See ``stop_when`` of pydicom's reader, which may show the first element twice."""
-        at = self._source.tell()
-        if at - self.seen.setdefault(int(tag), at) >= _HEADER:
+        place = _Place(tag, vr, length, self._source.tell())
+        first = self._first.setdefault(int(tag), place.at)
+        if place.at - first >= _HEADER:
             self.twice.append(str(tag))
+        elif self.places and self.places[-1].tag == tag:
+            self.places.pop()
+        self.places.append(place)
         return False
 
 
@@ -120,18 +156,18 @@ def _parsed(source: _Watched) -> DicomFile:
     meta = read_dataset(source, False, True, stop_when=partial(_after_meta, order))
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return _deflated(source, FileMetaDataset(meta), order.twice)
-    order.seen = {}
+    order.restart()
     source.seek(0)
     try:
         data = read_partial(source, order, defer_size=_DEFERRED)
-        if all(tag in data for tag in order.seen):
+        if all(place.tag in data for place in order.places):
             return _result(data, source, order)
     except Exception:
-        if not order.seen:
+        if not order.places:
             raise
     # The reader gave up, and lost what it had read: what stands before the damage is read again.
     source.seek(0)
-    last = next(reversed(order.seen))
+    last = order.places[-1].tag
     data = read_partial(source, lambda tag, *_: tag == last, defer_size=_DEFERRED)
     return DicomFile(data, tuple(_twice(order)), True)
 
@@ -166,14 +202,33 @@ def _deflated(outer: _Watched, meta: FileMetaDataset, twice: list[str]) -> Dicom
 def _result(data: FileDataset, source: _Watched, order: _Order) -> DicomFile:
     """What was read, and what the reader passed over."""
     at, size = source.tell(), source.seek(0, io.SEEK_END)
-    left = list(_twice(order))
-    if 0 < len(source.got) < source.asked == _HEADER:  # too short for an element
-        left += _bytes("after the data set", source.got)
+    short = source.got if 0 < len(source.got) < source.asked == _HEADER else b""
+    cut = at > size or any(_is_cut(data, place.tag) for place in order.places)
+    left = [*_twice(order), *_lost(data, order, at - len(short))]
+    left += _bytes("after the data set", short)  # too short for an element
     if at < size:
         source.seek(at)
         left += _bytes("after the data set", source.read(size - at))
-    cut = at > size or any(_is_cut(data, tag) for tag in order.seen)
     return DicomFile(data, tuple(left), cut)
+
+
+def _lost(data: FileDataset, order: _Order, end: int) -> Iterator[Leftover]:
+    """Sequences that take more bytes than what the reader shows of them, written again."""
+    ends = [*(place.begin for place in order.places[1:]), end]
+    for place, until in zip(order.places, ends, strict=False):
+        if not place.is_sequence:
+            continue
+        try:
+            element = data[place.tag]
+            again = DicomBytesIO()
+            again.is_implicit_VR = place.vr is None
+            again.is_little_endian = data.original_encoding[1] is not False
+            write_sequence(again, element, convert_encodings(data.original_character_set))
+        except Exception:  # of damaged values; each is told where it is looked at
+            continue
+        size = again.tell() + (_HEADER if place.length == _UNDEFINED else 0)
+        if size != until - place.at:
+            yield Leftover(f"sequence {place.tag}", f"{until - place.at - size} bytes not shown")
 
 
 def _twice(order: _Order) -> Iterator[Leftover]:
@@ -181,7 +236,7 @@ def _twice(order: _Order) -> Iterator[Leftover]:
     return (Leftover(f"element {tag}", "stands twice") for tag in order.twice)
 
 
-def _is_cut(data: FileDataset, tag: int) -> bool:
+def _is_cut(data: FileDataset, tag: BaseTag) -> bool:
     """Whether the reader gave up on an element, or the file ended within it."""
     if tag not in data:
         return True
