@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 import zlib
@@ -16,6 +17,7 @@ from pydicom.dataset import Dataset
 from typer.testing import CliRunner
 
 from synth_common.errors import ConfigError, IdentifierError
+from synth_common.release import identifiers
 from synth_common.release.burned_in import text_like
 from synth_common.release.dicom import DicomWriter, Origin
 from synth_common.release.identifiers import in_name, in_text
@@ -341,13 +343,67 @@ def test_burned_in_text_is_a_finding_of_a_scan(tmp_path: Path) -> None:
         ("Miller^Hans", "name"),
         ("52.5200, 13.4050", "position"),
         ("+49 30 1234567", "contact"),
+        ("Dr. Müller", "name"),
+        ("Dr. med. Müller", "name"),
+        ("Name: Jürgen", "name"),
+        ("Patient Özlem", "name"),
+        ("Patient O\u0308zlem", "name"),
+        ("Ærø^Åse", "name"),
+        ("Patient: 王伟", "name"),
+        ("geb. am 12.03.1961", "date of birth"),
+        ("1.2.276.0.7230010.3.1.4", "id"),
+        ("CT.1.2.276.0.7230010.3.1.4", "id"),
+        ("ends with 1234567.", "id"),
+        ("9" * 90, "id"),
+        ("a" * 900 + "@ward.org", "contact"),
+        ("a" * 900 + "^Hans", "name"),
     ],
 )
 def test_texts_with_a_form_are_recognised(text: str, kind: str) -> None:
     assert kind in {found for found, _ in in_text(text)}
 
 
-@pytest.mark.parametrize("name", ["000123", "lesion_12", "train", "val-3", "chest-xray-1.0.0"])
+def test_one_place_counts_once_and_all_places_count() -> None:
+    text = "Patient: Müller, geb. 12.03.1961, MRN 0012345, seen 2021-05-04; Dr. Weber"
+    assert list(in_text(text)) == [
+        ("date of birth", "geb. 12.03.1961"),
+        ("date", "2021-05-04"),
+        ("id", "MRN 0012345"),
+        ("name", "Patient: Müller"),
+        ("name", "Dr. Weber"),
+    ]
+
+
+def test_a_text_of_any_length_is_searched_in_time_that_grows_with_it() -> None:
+    parser = importlib.import_module("re._parser")
+    for pattern in (*(pattern for _, pattern in identifiers._PATTERNS), identifiers._TWO_NAMES):
+        assert "MAXREPEAT" not in repr(parser.parse(pattern.pattern)), pattern.pattern
+
+
+def test_what_is_beyond_the_searched_beginning_is_a_finding() -> None:
+    text = " " * (identifiers.MOST_SEARCHED - 10) + "2021-05-04" + " Dr. Weber"
+    assert [kind for kind, _ in in_text(text)] == ["date", "unreadable"]
+    assert [kind for kind, _ in in_text(text[:-10])] == ["date"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Jürgen_Müller", "Ju\u0308rgen Mu\u0308ller", "Łukasz-Żak", "1.2.276.0.7230010.3.1.4"),
+        *("scan.1234567", "Dr_Çelik"),
+    ],
+)
+def test_names_of_files_that_say_who_it_is_are_found(name: str) -> None:
+    assert list(in_name(name))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("000123", "lesion_12", "train", "val-3", "chest-xray-1.0.0", "größe_12", "1.2.3.4"),
+        "2.25.329800735698586629295641978511506172918",
+    ],
+)
 def test_names_that_say_nothing_are_left_alone(name: str) -> None:
     assert list(in_name(name)) == []
 
