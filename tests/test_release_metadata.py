@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from typer.testing import CliRunner
@@ -79,6 +79,109 @@ def _zip(path: Path) -> None:
 
 def _tail(path: Path) -> None:
     path.write_bytes(encode(PIXELS) + b"Patient: Hans")
+
+
+def _jpeg(path: Path, *parts: tuple[int, bytes], tail: bytes = b"") -> None:
+    """Put segments behind the first one, and bytes behind the end."""
+    _picture().save(path)
+    content = path.read_bytes()
+    made = [bytes([0xFF, m]) + struct.pack(">H", len(data) + 2) + data for m, data in parts]
+    path.write_bytes(content[:20] + b"".join(made) + content[20:] + tail)
+
+
+def _exif_bytes(*pages: dict[int, str]) -> bytes:
+    """EXIF with a directory for each page."""
+    content = b"II*\0\x08\0\0\0"
+    for number, page in enumerate(pages):
+        at, head, rest = len(content) + 2 + 12 * len(page) + 4, b"", b""
+        for tag, text in page.items():
+            value = text.encode() + b"\0"
+            head += struct.pack("<HHII", tag, 2, len(value), at + len(rest))
+            rest += value.ljust(max(5, len(value)), b"\0")
+        following = at + len(rest) if number + 1 < len(pages) else 0
+        content += struct.pack("<H", len(page)) + head + struct.pack("<I", following) + rest
+    return content
+
+
+JFIF_THUMBNAIL = b"JFIF\0\1\1\0\0\1\0\1\1\1abc"
+XMP_EXTENSION = b"http://ns.adobe.com/xmp/extension/\0" + b"F" * 40 + b"<dc:creator>Dr. Weber"
+
+PLANTED_IN_JPEG: dict[str, tuple[list[tuple[int, bytes]], set[tuple[str, str]]]] = {
+    "two comments": (
+        [(0xFE, b"Dr. Weber"), (0xFE, b"knee")],
+        {("name", "comment"), ("free text", "comment")},
+    ),
+    "a comment in Latin-1": ([(0xFE, "Dr. Müller".encode("latin-1"))], {("name", "comment")}),
+    "extended XMP": ([(0xE1, XMP_EXTENSION)], {("name", "extended XMP")}),
+    "two XMP packets": (
+        [(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + text) for text in (b"Dr. Weber", b"knee")],
+        {("name", "XMP"), ("free text", "XMP")},
+    ),
+    "what is no profile": (
+        [(0xE2, b"ICC_PROFILE\0\1\1 of Dr. Weber")],
+        {("hidden data", "ICC profile")},
+    ),
+    "what says it is a profile": ([(0xE2, b"ICC_asthma of")], {("hidden data", "segment APP2")}),
+    "a thumbnail": ([(0xE0, JFIF_THUMBNAIL)], {("hidden data", "segment APP0")}),
+    "an extension of JFIF": ([(0xE0, b"JFXX\0\x10abc")], {("hidden data", "segment APP0")}),
+    "a second JFIF": ([(0xE0, b"JFIF\0asthmaab\0\0")], {("hidden data", "segment APP0")}),
+    "more than Adobe's": ([(0xEE, b"Adobe asthma of")], {("hidden data", "segment APP14")}),
+    "a reserved segment": ([(0xF0, b"asthma of")], {("hidden data", "segment F0")}),
+    "a second EXIF": (
+        [
+            (0xE1, b"Exif\0\0" + _exif_bytes({0x010E: text}))
+            for text in ("knee of a teacher", "Dr. Weber")
+        ],
+        {("free text", "EXIF ImageDescription"), ("name", "EXIF ImageDescription")},
+    ),
+    "EXIF of a thumbnail": (
+        [(0xE1, b"Exif\0\0" + _exif_bytes({0x010E: "knee"}, {0x010E: "Dr. Weber"}))],
+        {("free text", "EXIF ImageDescription"), ("name", "EXIF ImageDescription of page 2")},
+    ),
+    "bytes of no directory": (
+        [(0xE1, b"Exif\0\0" + _exif_bytes({}) + b"asthma")],
+        {("hidden data", "EXIF, in no directory")},
+    ),
+    "damaged EXIF": ([(0xE1, b"Exif\0\0II*\0\xff\0\0\0")], {("unreadable", "EXIF")}),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED_IN_JPEG)
+def test_what_is_planted_in_a_segment_is_found(tmp_path: Path, name: str) -> None:
+    parts, expected = PLANTED_IN_JPEG[name]
+    _jpeg(tmp_path / "a.jpg", *parts)
+    assert _found(tmp_path) == expected
+
+
+def test_bytes_outside_of_the_segments_of_a_jpeg_are_found(tmp_path: Path) -> None:
+    _jpeg(tmp_path / "a.jpg", tail=b"Patient: Hans")
+    assert _found(tmp_path) == {("hidden data", "outside of the picture")}
+    _jpeg(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[:20] + b"asthma" + content[20:])
+    assert _found(tmp_path) == {("hidden data", "outside of the picture")}
+    (tmp_path / "a.jpg").write_bytes(content[:-2])
+    assert _found(tmp_path) == {("unreadable", "JPEG")}
+
+
+def test_jpegs_as_programs_write_them_are_clean(tmp_path: Path) -> None:
+    _picture().save(tmp_path / "a.jpg")
+    colour = _picture().convert("RGB")
+    colour.save(tmp_path / "b.jpg", progressive=True, restart_marker_blocks=1)
+    _picture().convert("CMYK").save(tmp_path / "c.jpg")  # with Adobe's segment
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    colour.save(tmp_path / "d.jpg", icc_profile=profile)
+    colour.save(tmp_path / "e.tif", icc_profile=profile, compression="tiff_lzw")
+    assert _found(tmp_path) == set()
+
+
+def test_texts_of_a_profile_are_searched(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    named = profile.replace(
+        "sRGB built-in".encode("utf-16-be"), "Dr. Weber    ".encode("utf-16-be")
+    )
+    _picture().convert("RGB").save(tmp_path / "a.jpg", icc_profile=named)
+    assert _found(tmp_path) == {("name", "ICC profile, text")}
 
 
 PLANTED: dict[str, tuple[str, Callable[[Path], object], set[tuple[str, str]]]] = {

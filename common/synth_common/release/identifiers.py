@@ -28,6 +28,8 @@ Kind = Literal[
     "burned-in text",
     "unreadable",
 ]
+Found = tuple[Kind, str, str]
+"""Kind, place within the file, and what stands there."""
 
 # Letters of all scripts. What is not lower case can begin a name, also where a script has no case.
 _LOWER = "".join(letter for letter in map(chr, range(0x10000)) if letter.islower())
@@ -134,3 +136,29 @@ def in_name(name: str) -> Iterator[tuple[Kind, str]]:
     yield from found
     if not any(kind == "name" for kind, _ in found):
         yield from (("name", match.group()) for match in _TWO_NAMES.finditer(spaced))
+
+
+def in_words(
+    place: str, text: str, searched: str | None = None, least: Kind = "free text"
+) -> Iterator[Found]:
+    """What patterns find in a text, or the text itself, which somebody has to read.
+
+    Args:
+        place: Where in a file it stands.
+        text: What stands there.
+        searched: What is searched in its stead.
+        least: Kind of a text in which nothing is found.
+    """
+    found = list(in_text(text if searched is None else searched))
+    if not found:
+        yield least, place, text
+    for kind, part in found:
+        yield kind, place, part
+
+
+def decoded(raw: bytes) -> str:
+    """Bytes as text: of UTF-8, or of Latin-1, in which nothing is wrong."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")

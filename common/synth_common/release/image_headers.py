@@ -1,21 +1,19 @@
-"""Identifiers beside the pixels of PNG, JPEG and TIFF: text chunks, EXIF, XMP, what is hidden."""
+"""Identifiers beside the pixels of PNG and JPEG: texts, EXIF, XMP, what is hidden."""
 
 from __future__ import annotations
 
-import io
 import re
 import struct
-import warnings
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from synth_common.errors import DataError
-from synth_common.release import png
-from synth_common.release.identifiers import Kind, in_text
-from synth_common.release.marking import XMP_KEYWORD, is_only_mark
-
-Found = tuple[Kind, str, str]
-"""Kind, place within the file, and what stands there."""
+from synth_common.release import jpeg, png
+from synth_common.release.exif import in_exif, in_packet
+from synth_common.release.identifiers import Found as Found
+from synth_common.release.identifiers import decoded, in_words
+from synth_common.release.marking import XMP_KEYWORD
+from synth_common.release.profiles import in_profile
 
 # Chunks that hold pixels or say how to show them (PNG, third edition, 4.9, and APNG).
 _PLAIN: Final = frozenset(
@@ -26,27 +24,11 @@ _PLAIN: Final = frozenset(
     )
 )
 _TEXTS: Final = frozenset(("tEXt", "zTXt", "iTXt"))
-_EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
-# EXIF 3.0 by the beginning of a tag's name.
-_TAGS: Final[tuple[tuple[str, Kind], ...]] = (
-    ("DateTime", "date"),
-    ("GPS", "position"),
-    ("PreviewDateTime", "date"),
-    ("BodySerialNumber", "device"),
-    ("LensSerialNumber", "device"),
-    ("CameraSerialNumber", "device"),
-    ("Make", "device"),
-    ("Model", "device"),
-    ("HostComputer", "device"),
-    ("Software", "device"),
-    ("Artist", "name"),
-    ("CameraOwnerName", "name"),
-    ("XPAuthor", "name"),
-    ("Photographer", "name"),
-    ("ImageUniqueID", "id"),
-)
-# Numbers that only say how to read the pixels of a TIFF, or show an image.
-_TECHNICAL: Final = frozenset(("ExifVersion", "FlashPixVersion", "ComponentsConfiguration"))
+# Segments that hold pixels or tables to decode them: SOF, DHT, DAC, DQT, DNL, DRI, DHP, EXP, SOS.
+_CODING: Final = frozenset((*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDA, 0xE0)))
+_COM, _APP0, _APP1, _APP2, _APP14 = 0xFE, 0xE0, 0xE1, 0xE2, 0xEE
+_EXIF, _ICC = b"Exif\0\0", b"ICC_PROFILE\0"
+_XMP, _MORE_XMP = b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0"
 
 
 def in_png(content: bytes) -> Iterator[Found]:
@@ -65,12 +47,12 @@ def _in_chunk(chunk: png.Chunk) -> Iterator[Found]:
         keyword, text = png.text_of(chunk)
         place = f"{chunk.kind} {keyword}"
         yield from (
-            _in_packet(place, text)
+            in_packet(place, text)
             if keyword == XMP_KEYWORD
-            else _words(place, text, f"{keyword}: {text}")
+            else in_words(place, text, f"{keyword}: {text}")
         )
     elif chunk.kind == "eXIf":
-        yield from _in_exif_bytes(chunk.data)
+        yield from in_exif(chunk.data)
     elif chunk.kind == "tIME" and len(chunk.data) == 7:
         year, month, day = struct.unpack(">HBB", chunk.data[:4])
         yield "date", "tIME", f"{year:04d}-{month:02d}-{day:02d}"
@@ -80,78 +62,46 @@ def _in_chunk(chunk: png.Chunk) -> Iterator[Found]:
         yield "hidden data", f"{where}{name}", f"{len(chunk.data)} bytes"
 
 
-def in_picture(content: bytes) -> Iterator[Found]:
-    """What a JPEG or TIFF says beside its pixels."""
-    from PIL import Image
-
-    Image.init()  # Pillow knows TIFF only when all its formats are loaded
+def in_jpeg(content: bytes) -> Iterator[Found]:
+    """What a JPEG says beside its pixels."""
+    profile, plain = b"", set[int]()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd EXIF, and of size: nothing is decoded
-            with Image.open(io.BytesIO(content), formats=("JPEG", "TIFF")) as picture:
-                exif, info = picture.getexif(), dict(picture.info)
-                segments = list(getattr(picture, "applist", []))
-                yield from _in_exif(exif)
-    except Exception as err:  # decoders meet hostile bytes with a dozen exception types
-        yield "unreadable", "picture", type(err).__name__
+        for segment in jpeg.segments(content):
+            if segment.marker == _APP2 and segment.data.startswith(_ICC):
+                profile += segment.data[len(_ICC) + 2 :]  # after its number and how many there are
+            elif segment.marker not in plain and _is_header(segment):
+                plain.add(segment.marker)  # the same once more is none
+            else:
+                yield from _in_segment(segment)
+    except DataError as err:
+        yield "unreadable", "JPEG", str(err)
+    if profile:
+        yield from in_profile("ICC profile", profile)
+
+
+def _is_header(segment: jpeg.Segment) -> bool:
+    """Whether it is JFIF without a thumbnail (1.02, page 5), or what Adobe's decoders need."""
+    begin, end, size = segment.data[:5], segment.data[12:], len(segment.data)
+    if segment.marker == _APP0:
+        return begin == b"JFIF\0" and size == 14 and end == b"\0\0"
+    return segment.marker == _APP14 and begin == b"Adobe" and size == 12
+
+
+def _in_segment(segment: jpeg.Segment) -> Iterator[Found]:
+    data, name = segment.data, f"APP{segment.marker - _APP0}"
+    if segment.marker in _CODING:
         return
-    for key in ("xmp", "comment"):
-        if key in info:
-            text = info[key] if isinstance(info[key], str) else info[key].decode("utf-8", "replace")
-            yield from _in_packet(key, text) if key == "xmp" else _words(key, text)
-    for name, data in segments:
-        known = name in ("APP0", "APP14", "COM") or data[:4] in (b"Exif", b"http", b"ICC_")
-        if not known:
-            yield from _words(f"segment {name}", data.decode("latin-1"), least="hidden data")
-
-
-def _in_exif_bytes(content: bytes) -> Iterator[Found]:
-    from PIL import Image
-
-    exif = Image.Exif()
-    try:
-        exif.load(content)
-        yield from _in_exif(exif)
-    except Exception as err:  # as above
-        yield "unreadable", "EXIF", type(err).__name__
-
-
-def _in_exif(exif: Any) -> Iterator[Found]:
-    """Every tag of all directories."""
-    from PIL import ExifTags
-
-    for tag, value in exif.items():
-        if tag not in (_EXIF_IFD, _GPS_IFD):
-            yield from _in_tag(ExifTags.TAGS.get(tag, f"tag {tag}"), value)
-    for tag, value in exif.get_ifd(_EXIF_IFD).items():
-        yield from _in_tag(ExifTags.TAGS.get(tag, f"tag {tag}"), value)
-    for tag, value in exif.get_ifd(_GPS_IFD).items():
-        yield from _in_tag(ExifTags.GPSTAGS.get(tag, f"GPS {tag}"), value)
-
-
-def _in_tag(name: str, value: Any) -> Iterator[Found]:
-    """One tag: by what it is called, else by its words; bare numbers only say how to show it."""
-    kind = next((kind for begin, kind in _TAGS if name.startswith(begin)), None)
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace").strip("\0 ")
-    if kind is not None:
-        yield kind, f"EXIF {name}", str(value)
-    elif isinstance(value, str) and value.strip() and name not in _TECHNICAL:
-        yield from _words(f"EXIF {name}", value)
-
-
-def _in_packet(place: str, packet: str) -> Iterator[Found]:
-    """An XMP packet that is more than the mark of a synthetic picture."""
-    if not is_only_mark(packet):
-        yield from _words(f"XMP in {place}" if place != "xmp" else "XMP", packet)
-
-
-def _words(
-    place: str, text: str, searched: str | None = None, least: Kind = "free text"
-) -> Iterator[Found]:
-    """What patterns find in a text, or the text itself, which somebody has to read."""
-    found = list(in_text(text if searched is None else searched))
-    if not found:
-        yield least, place, text
-    for kind, part in found:
-        yield kind, place, part
+    if segment.marker == 0:
+        yield "hidden data", "outside of the picture", f"{len(data)} bytes"
+    elif segment.marker == _COM:
+        yield from in_words("comment", decoded(data))
+    elif segment.marker == _APP1 and data.startswith(_EXIF):
+        yield from in_exif(data[len(_EXIF) :])
+    elif segment.marker == _APP1 and data.startswith(_XMP):
+        yield from in_packet("", decoded(data[len(_XMP) :]))
+    elif segment.marker == _APP1 and data.startswith(_MORE_XMP):
+        yield from in_words("extended XMP", decoded(data[len(_MORE_XMP) :]), least="hidden data")
+    else:
+        known = _APP0 <= segment.marker < _APP0 + 16
+        place = f"segment {name}" if known else f"segment {segment.marker:02X}"
+        yield from in_words(place, data.decode("latin-1"), least="hidden data")

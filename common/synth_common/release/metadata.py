@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from synth_common.errors import ConfigError
 from synth_common.release.burned_in import text_like
-from synth_common.release.identifiers import Kind, in_name
-from synth_common.release.image_headers import Found, in_picture, in_png
+from synth_common.release.exif import in_tiff
+from synth_common.release.identifiers import Found, Kind, in_name
+from synth_common.release.image_headers import in_jpeg, in_png
 from synth_common.release.png import SIGNATURE
 
 _MOST_BYTES = 1_000_000_000
@@ -29,6 +30,13 @@ _MAGIC: Mapping[bytes, str] = {
     b"\xff\xd8\xff": "jpeg",
     b"II*\0": "tiff",
     b"MM\0*": "tiff",
+    b"II+\0": "tiff",
+    b"MM\0+": "tiff",
+}
+_READERS: Mapping[str, Callable[[bytes], Iterator[Found]]] = {
+    "png": in_png,
+    "jpeg": in_jpeg,
+    "tiff": in_tiff,
 }
 
 
@@ -135,8 +143,7 @@ def _in_header(path: Path, kind: str) -> Iterator[Found]:
 
         yield from in_dicom(path)
     else:
-        reader: Callable[[bytes], Iterator[Found]] = in_png if kind == "png" else in_picture
-        yield from reader(path.read_bytes())
+        yield from _READERS[kind](path.read_bytes())
 
 
 def _in_pixels(path: Path, kind: str) -> Iterator[Found]:
