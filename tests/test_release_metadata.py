@@ -21,6 +21,7 @@ from synth_common.release import identifiers
 from synth_common.release.burned_in import text_like
 from synth_common.release.dicom import DicomWriter, Origin
 from synth_common.release.identifiers import in_name, in_text
+from synth_common.release.marking import xmp_packet
 from synth_common.release.metadata import scan
 from synth_common.release.picture import Picture
 from synth_common.release.png import encode
@@ -182,6 +183,52 @@ def test_texts_of_a_profile_are_searched(tmp_path: Path) -> None:
     )
     _picture().convert("RGB").save(tmp_path / "a.jpg", icc_profile=named)
     assert _found(tmp_path) == {("name", "ICC profile, text")}
+
+
+MARK = xmp_packet().encode()
+KEYWORD = b"XML:com.adobe.xmp\0"
+PROFILE = zlib.compress(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+PLANTED_IN_PNG: dict[str, tuple[bytes, bytes, set[tuple[str, str]]]] = {
+    "a translated keyword beside the mark": (
+        b"iTXt",
+        KEYWORD + b"\0\0\0Dr. M\xc3\xbcller\0" + MARK,
+        {("name", "iTXt XML:com.adobe.xmp, translated keyword")},
+    ),
+    "a language beside the mark": (
+        b"iTXt",
+        KEYWORD + b"\0\0asthma\0\0" + MARK,
+        {("free text", "iTXt XML:com.adobe.xmp, translated keyword")},
+    ),
+    "bytes after a compressed mark": (
+        b"iTXt",
+        KEYWORD + b"\1\0\0\0" + zlib.compress(MARK) + b"asthma",
+        {("hidden data", "iTXt XML:com.adobe.xmp, after the end of the text")},
+    ),
+    "bytes after a compressed text": (
+        b"zTXt",
+        b"Note\0\0" + zlib.compress(b"knee") + b"asthma",
+        {("free text", "zTXt Note"), ("hidden data", "zTXt Note, after the end of the text")},
+    ),
+    "the name of a profile": (b"iCCP", b"Hans Miller\0\0" + PROFILE, {("name", "iCCP, name")}),
+    "bytes after a profile": (
+        b"iCCP",
+        b"sRGB\0\0" + PROFILE + b"asthma",
+        {("hidden data", "iCCP, after the end of the profile")},
+    ),
+    "no profile": (b"iCCP", b"sRGB\0\0" + zlib.compress(b"asthma"), {("hidden data", "iCCP")}),
+    "a damaged profile": (b"iCCP", b"sRGB\0\0asthma", {("unreadable", "PNG")}),
+    "the name of a palette": (b"sPLT", b"Hans Miller\0\x08", {("name", "sPLT, name")}),
+    "a chunk that is too long": (b"pHYs", b"0123456789abc", {("hidden data", "chunk pHYs")}),
+    "a profile": (b"iCCP", b"sRGB\0\0" + PROFILE, set()),
+    "a compressed mark": (b"iTXt", KEYWORD + b"\1\0\0\0" + zlib.compress(MARK), set()),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED_IN_PNG)
+def test_what_is_planted_in_a_chunk_is_found(tmp_path: Path, name: str) -> None:
+    kind, data, expected = PLANTED_IN_PNG[name]
+    _insert(tmp_path / "a.png", kind, data)
+    assert _found(tmp_path) == expected
 
 
 PLANTED: dict[str, tuple[str, Callable[[Path], object], set[tuple[str, str]]]] = {

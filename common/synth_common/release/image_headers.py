@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Final
 
@@ -11,7 +12,7 @@ from synth_common.errors import DataError
 from synth_common.release import jpeg, png
 from synth_common.release.exif import in_exif, in_packet
 from synth_common.release.identifiers import Found as Found
-from synth_common.release.identifiers import decoded, in_words
+from synth_common.release.identifiers import decoded, in_name, in_words
 from synth_common.release.marking import XMP_KEYWORD
 from synth_common.release.profiles import in_profile
 
@@ -23,6 +24,11 @@ _PLAIN: Final = frozenset(
         "fcTL fdAT",
     )
 )
+# Lengths of those that have one only; IDAT is what the decoder reads.
+_LENGTHS: Final = {
+    **{"IHDR": 13, "IEND": 0, "gAMA": 4, "cHRM": 32, "sRGB": 1, "pHYs": 9, "cICP": 4},
+    **{"mDCV": 24, "cLLI": 8, "acTL": 8, "fcTL": 26},
+}
 _TEXTS: Final = frozenset(("tEXt", "zTXt", "iTXt"))
 # Segments that hold pixels or tables to decode them: SOF, DHT, DAC, DQT, DNL, DRI, DHP, EXP, SOS.
 _CODING: Final = frozenset((*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDA, 0xE0)))
@@ -41,16 +47,13 @@ def in_png(content: bytes) -> Iterator[Found]:
 
 
 def _in_chunk(chunk: png.Chunk) -> Iterator[Found]:
-    if chunk.kind in _PLAIN:
+    length = _LENGTHS.get(chunk.kind, len(chunk.data))
+    if chunk.kind in ("iCCP", "sPLT"):
+        yield from _in_named(chunk)
+    elif chunk.kind in _PLAIN and len(chunk.data) == length:
         return
-    if chunk.kind in _TEXTS:
-        keyword, text = png.text_of(chunk)
-        place = f"{chunk.kind} {keyword}"
-        yield from (
-            in_packet(place, text)
-            if keyword == XMP_KEYWORD
-            else in_words(place, text, f"{keyword}: {text}")
-        )
+    elif chunk.kind in _TEXTS:
+        yield from _in_text_chunk(chunk)
     elif chunk.kind == "eXIf":
         yield from in_exif(chunk.data)
     elif chunk.kind == "tIME" and len(chunk.data) == 7:
@@ -60,6 +63,34 @@ def _in_chunk(chunk: png.Chunk) -> Iterator[Found]:
         where = "after the end of the picture" if chunk.kind == "trailing" else "chunk"
         name = "" if chunk.kind == "trailing" else f" {chunk.kind}"
         yield "hidden data", f"{where}{name}", f"{len(chunk.data)} bytes"
+
+
+def _in_text_chunk(chunk: png.Chunk) -> Iterator[Found]:
+    found = png.whole_text(chunk)
+    place = f"{chunk.kind} {found.keyword}"
+    if found.keyword == XMP_KEYWORD:
+        yield from in_packet(place, found.text)
+    else:
+        yield from in_words(place, found.text, f"{found.keyword}: {found.text}")
+    if found.also:
+        yield from in_words(f"{place}, translated keyword", found.also)
+    if found.hidden:
+        yield "hidden data", f"{place}, after the end of the text", f"{len(found.hidden)} bytes"
+
+
+def _in_named(chunk: png.Chunk) -> Iterator[Found]:
+    """A colour profile or suggested palette: its name, and what a profile says."""
+    raw, _, rest = chunk.data.partition(b"\0")
+    for kind, part in in_name(raw.decode("latin-1")):
+        yield kind, f"{chunk.kind}, name", part
+    if chunk.kind == "iCCP":
+        try:
+            profile, hidden = png.unfold(rest[1:])
+        except zlib.error as err:
+            raise DataError(f"the profile cannot be read: {err}") from err
+        yield from in_profile("iCCP", profile)
+        if hidden:
+            yield "hidden data", "iCCP, after the end of the profile", f"{len(hidden)} bytes"
 
 
 def in_jpeg(content: bytes) -> Iterator[Found]:
