@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin, TiffImagePlugin
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from typer.testing import CliRunner
@@ -183,6 +183,84 @@ def test_texts_of_a_profile_are_searched(tmp_path: Path) -> None:
     )
     _picture().convert("RGB").save(tmp_path / "a.jpg", icc_profile=named)
     assert _found(tmp_path) == {("name", "ICC profile, text")}
+
+
+def _tagged(path: Path, tag: int, value: object, form: int) -> None:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info.tagtype[tag] = form
+    info[tag] = value
+    _picture().save(path, tiffinfo=info)
+
+
+def _second_page(path: Path) -> None:
+    with TiffImagePlugin.AppendingTiffWriter(str(path), True) as out:
+        for texts in ({}, {270: "Dr. Weber"}):
+            _picture().save(out, format="TIFF", tiffinfo=texts)
+            out.newFrame()
+
+
+IPTC = struct.unpack("<4I", b"asthma of Miller")
+LONG = tuple(range(1000, 1030))
+PLANTED_IN_TIFF: dict[str, tuple[Callable[[Path], object], set[tuple[str, str]]]] = {
+    "a second page": (_second_page, {("name", "EXIF ImageDescription of page 2")}),
+    "IPTC as numbers": (
+        lambda p: (
+            _tagged(p, 65000, IPTC, 4),
+            p.write_bytes(p.read_bytes().replace(b"\xe8\xfd\4\0", b"\xbb\x83\4\0")),
+        ),
+        {("hidden data", "EXIF IPTCNAA")},
+    ),
+    "Photoshop's resources": (
+        lambda p: _tagged(p, 34377, b"8BIM asthma", 7),
+        {("hidden data", "EXIF ImageResources")},
+    ),
+    "many numbers": (
+        lambda p: _tagged(p, 33432 + 1, LONG, 4),
+        {("hidden data", "EXIF tag 33433")},
+    ),
+    "many numbers of a known tag": (
+        lambda p: _tagged(p, 37396, LONG, 3),
+        {("hidden data", "EXIF SubjectLocation")},
+    ),
+    "letters as numbers": (
+        lambda p: _tagged(p, 37396, tuple(b"asthma"), 3),
+        {("hidden data", "EXIF SubjectLocation")},
+    ),
+    "a private tag": (
+        lambda p: _tagged(p, 65000, (1, 2), 3),
+        {("hidden data", "EXIF tag 65000")},
+    ),
+    "bytes of no directory": (
+        lambda p: (_picture().save(p), p.write_bytes(p.read_bytes() + b"asthma")),
+        {("hidden data", "TIFF, in no directory")},
+    ),
+    "a circle": (lambda p: p.write_bytes(_circle()), {("unreadable", "TIFF")}),
+    "a big one": (
+        lambda p: _picture().save(p, big_tiff=True, tiffinfo={270: "Dr. Weber"}),
+        {("name", "EXIF ImageDescription")},
+    ),
+}
+
+
+def _circle() -> bytes:
+    """A directory that is its own successor."""
+    return b"II*\0\x08\0\0\0" + b"\0\0" + b"\x08\0\0\0"
+
+
+@pytest.mark.parametrize("name", PLANTED_IN_TIFF)
+def test_what_is_planted_in_a_directory_is_found(tmp_path: Path, name: str) -> None:
+    plant, expected = PLANTED_IN_TIFF[name]
+    plant(tmp_path / "a.tif")
+    assert _found(tmp_path) == expected
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "I;16", "RGB", "P", "F"])
+def test_tiffs_of_several_pages_are_clean(tmp_path: Path, mode: str) -> None:
+    page = _picture().convert(mode)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
+    page.save(tmp_path / "b.tif", compression="tiff_deflate")
+    page.save(tmp_path / "c.tif", big_tiff=True)
+    assert _found(tmp_path) == set()
 
 
 MARK = xmp_packet().encode()
@@ -476,6 +554,15 @@ def test_burned_in_text_is_a_finding_of_a_scan(tmp_path: Path) -> None:
     Image.fromarray(_with_text(128, 14, background).astype(np.uint8)).save(tmp_path / "a.png")
     kinds = {(finding.kind, finding.place) for finding in scan(tmp_path).findings}
     assert kinds == {("burned-in text", "pixels")}
+
+
+def test_text_on_a_second_page_is_found(tmp_path: Path) -> None:
+    background = np.full((128, 128), 90, dtype=np.uint8)
+    second = Image.fromarray(_with_text(128, 14, background).astype(np.uint8))
+    first = Image.fromarray(background)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
+    kinds = {(finding.kind, finding.place) for finding in scan(tmp_path).findings}
+    assert kinds == {("burned-in text", "pixels of page 2")}
 
 
 # ----------------------------------------------------------------------------- the words

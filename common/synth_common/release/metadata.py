@@ -149,28 +149,30 @@ def _in_header(path: Path, kind: str) -> Iterator[Found]:
 def _in_pixels(path: Path, kind: str) -> Iterator[Found]:
     """Marks near the border that look like text."""
     try:
-        image = _grey(path, kind)
+        for page, image in enumerate(_greys(path, kind)):
+            place = f"pixels of page {page + 1}" if page else "pixels"
+            for top, bottom, left, right in text_like(image):
+                yield "burned-in text", place, f"rows {top}-{bottom}, columns {left}-{right}"
     except Exception as err:  # decoders meet hostile bytes with a dozen exception types
         yield "unreadable", "pixels", f"not looked at: {type(err).__name__}"
-        return
-    for top, bottom, left, right in text_like(image):
-        yield "burned-in text", "pixels", f"rows {top}-{bottom}, columns {left}-{right}"
 
 
-def _grey(path: Path, kind: str) -> npt.NDArray[np.float64]:
-    """The first frame as (H, W) grey values, in whatever range."""
+def _greys(path: Path, kind: str) -> Iterator[npt.NDArray[np.float64]]:
+    """Every page, or of DICOM the first frame, as (H, W) grey values, in whatever range."""
     if kind == "dicom":
         from synth_common.release.dicom_headers import grey_frame
 
-        return grey_frame(path)
-    from PIL import Image
+        yield grey_frame(path)
+        return
+    from PIL import Image, ImageSequence
 
-    Image.init()
+    Image.init()  # Pillow knows TIFF only when all its formats are loaded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of size, which is judged here
         with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG", "TIFF")) as picture:
-            if picture.width * picture.height > _MOST_PIXELS:
-                raise ValueError("too large")
-            mode = "L" if picture.mode in ("1", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr") else None
-            grey = picture.convert(mode) if mode else picture
-            return np.asarray(grey, dtype=np.float64).reshape(picture.height, picture.width)
+            for page in ImageSequence.Iterator(picture):
+                if page.width * page.height > _MOST_PIXELS:
+                    raise ValueError("too large")
+                convert = page.mode in ("1", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
+                grey = page.convert("L") if convert else page
+                yield np.asarray(grey, dtype=np.float64).reshape(page.height, page.width)

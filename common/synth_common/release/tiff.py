@@ -23,6 +23,10 @@ _FORMS: Final[Mapping[int, str]] = {
     **{1: "B", 2: "s", 3: "H", 4: "I", 5: "II", 6: "b", 7: "s", 8: "h", 9: "i", 10: "ii"},
     **{11: "f", 12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q"},
 }
+_HEADERS: Final = frozenset(
+    (b"", b"II*\0\x08", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0\x10", b"MM\0+\0\x08")
+)
+"""What a program that appends whole files as pages leaves between them."""
 _MOST_DIRECTORIES = 10_000
 _MOST_NUMBERS = 16_000_000
 """Bytes of a field that is read as numbers."""
@@ -154,11 +158,11 @@ class _Reader:
                             self.spans.append((at, at + size))
 
     def unclaimed(self) -> bytes:
-        """The bytes of no span but zeros, which only pad."""
+        """The bytes of no span but zeros, which pad, and the headers of pages put behind others."""
         rest: list[bytes] = []
         done = 0
         for begin, end in [*sorted(self.spans), (len(self.content), len(self.content))]:
             gap = self.content[done : max(begin, done)]
-            rest += [gap] if gap.strip(b"\0") else []
+            rest += [] if gap.strip(b"\0") in _HEADERS else [gap]
             done = max(done, end)
         return b"".join(rest)
