@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from pydicom.dataset import Dataset
 from typer.testing import CliRunner
 
 from synth_common.errors import ConfigError, IdentifierError
-from synth_common.release import identifiers
+from synth_common.release import identifiers, metadata
 from synth_common.release.burned_in import text_like
 from synth_common.release.dicom import DicomWriter, Origin
 from synth_common.release.identifiers import in_name, in_text
@@ -525,6 +526,51 @@ def test_a_preamble_that_hides_something_is_found(synthetic: Path) -> None:
     content = synthetic.read_bytes()
     synthetic.write_bytes(b"Patient: Hans".ljust(128, b"\0") + content[128:])
     assert _found(synthetic) == {("hidden data", "preamble")}
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "a.bin"])
+def test_an_object_without_preamble_is_not_passed_over(synthetic: Path, name: str) -> None:
+    content = synthetic.read_bytes()
+    synthetic.unlink()
+    synthetic.with_name(name).write_bytes(content[132:])
+    assert _found(synthetic.parent) == {("unreadable", "file")}
+
+
+def test_what_cannot_be_read_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(encode(PIXELS))
+    (tmp_path / "a.txt").write_text("plain")
+    assert _found(tmp_path) == set()
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "_MOST_BYTES", 100)
+        assert _found(tmp_path) == {("unreadable", "file")}
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("open", "read_bytes"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, refuse)
+            assert _found(tmp_path) == {("unreadable", "file")}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lambda at: _refuse_folder(str(at)))
+        assert _found(tmp_path) == {("unreadable", "folder")}
+
+
+def _refuse_folder(at: str) -> None:
+    raise PermissionError(13, "Permission denied", at)
+
+
+def test_links_to_folders_and_to_nowhere_are_findings(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(encode(PIXELS))
+    for name, to in (("folder", "out"), ("nowhere", "gone")):
+        (tmp_path / "in" / name).symlink_to(tmp_path / to)
+    found = scan(tmp_path / "in", pixels=False).findings
+    assert [(f.file, f.kind, f.place) for f in found] == [
+        ("folder", "unreadable", "folder"),
+        ("nowhere", "unreadable", "folder"),
+    ]
 
 
 # ------------------------------------------------------------------------ burned-in text

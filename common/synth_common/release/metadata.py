@@ -8,6 +8,7 @@ is told by its first bytes and not by its name.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from synth_common.errors import ConfigError
+from synth_common.errors import ConfigError, DataError
 from synth_common.release.burned_in import text_like
 from synth_common.release.exif import in_tiff
 from synth_common.release.identifiers import Found, Kind, in_name
@@ -33,6 +34,9 @@ _MAGIC: Mapping[bytes, str] = {
     b"II+\0": "tiff",
     b"MM\0+": "tiff",
 }
+_DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+# Data sets without preamble begin with group 0002 or 0008, in which elements are below 0100.
+_DICOM_BEGINS = frozenset(bytes((group, 0, low, 0)) for group in (2, 8) for low in (0, 1, 5, 8, 22))
 _READERS: Mapping[str, Callable[[bytes], Iterator[Found]]] = {
     "png": in_png,
     "jpeg": in_jpeg,
@@ -85,26 +89,53 @@ def scan(target: Path, allowed: Sequence[str] = (), pixels: bool = True) -> Scan
     """
     if not target.exists():
         raise ConfigError(f"{target}: there is no such file or folder")
-    paths = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else [target]
-    if not paths:
-        raise ConfigError(f"{target} holds no file")
     findings: list[Finding] = []
+    paths = list(_below(target, findings)) if target.is_dir() else [target]
+    if not paths and not findings:
+        raise ConfigError(f"{target} holds no file")
     scanned: dict[str, int] = {}
     skipped: dict[str, int] = {}
     seen: set[str] = set()
     for path in paths:
         name = path.relative_to(target).as_posix() if target.is_dir() else path.name
         findings += _in_path(name, seen)
-        kind = _kind(path)
+        try:
+            kind = _kind(path)
+            if kind is not None:
+                found = [*_in_header(path, kind), *(_in_pixels(path, kind) if pixels else ())]
+                findings += [Finding(name, *one) for one in found]
+        except (OSError, DataError) as err:
+            why = err.strerror or type(err).__name__ if isinstance(err, OSError) else str(err)
+            findings.append(Finding(name, "unreadable", "file", why))
+            continue
         if kind is None:
             ending = path.suffix.lower() or "no ending"
             skipped[ending] = skipped.get(ending, 0) + 1
-            continue
-        scanned[kind] = scanned.get(kind, 0) + 1
-        found = [*_in_header(path, kind), *(_in_pixels(path, kind) if pixels else ())]
-        findings += [Finding(name, *one) for one in found]
+        else:
+            scanned[kind] = scanned.get(kind, 0) + 1
     kept = [finding for finding in findings if finding.value not in allowed]
     return Scan(kept, scanned, skipped)
+
+
+def _below(folder: Path, findings: list[Finding]) -> Iterator[Path]:
+    """All files below a folder in order; what cannot be entered is a finding."""
+
+    def missed(path: Path, why: str) -> None:
+        name = path.relative_to(folder).as_posix()
+        findings.append(Finding(name, "unreadable", "folder", why))
+
+    walk = os.walk(folder, onerror=lambda err: missed(Path(err.filename), err.strerror or "error"))
+    paths: list[Path] = []
+    for at, folders, files in walk:
+        for name in sorted((*folders, *files)):
+            path = Path(at, name)
+            if path.is_file():
+                paths.append(path)
+            elif path.is_symlink():
+                missed(path, "a link that is not followed")
+            elif not path.is_dir():
+                missed(path, "neither a file nor a folder")
+    yield from sorted(paths)
 
 
 def _in_path(name: str, seen: set[str]) -> Iterator[Finding]:
@@ -123,17 +154,21 @@ def _in_path(name: str, seen: set[str]) -> Iterator[Finding]:
 
 
 def _kind(path: Path) -> str | None:
-    """What a file is by its first bytes; None for what is not looked into."""
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            return None
-        with path.open("rb") as handle:
-            head = handle.read(132)
-    except OSError:
-        return None
-    if head[128:132] == b"DICM":
-        return "dicom"
-    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    """What a file is by its first bytes; None for what is not looked into.
+
+    Raises:
+        DataError: It should be looked into and cannot be.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as handle:
+        head = handle.read(132)
+    is_dicom = head[128:132] == b"DICM"
+    kind = "dicom" if is_dicom else next((k for m, k in _MAGIC.items() if head.startswith(m)), None)
+    if kind is None and (path.suffix.lower() in _DICOM_ENDINGS or head[:4] in _DICOM_BEGINS):
+        raise DataError("DICOM without the preamble of PS3.10, section 7.1: not looked into")
+    if kind is not None and path.stat().st_size > _MOST_BYTES:
+        raise DataError(f"more than {_MOST_BYTES:,} bytes: not looked into")
+    return kind
 
 
 def _in_header(path: Path, kind: str) -> Iterator[Found]:
