@@ -8,6 +8,7 @@ is told by its first bytes and not by its name.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ import numpy.typing as npt
 
 from synth_common.errors import ConfigError, DataError
 from synth_common.release.burned_in import text_like
-from synth_common.release.identifiers import Kind, in_name
-from synth_common.release.image_headers import Found, in_jpeg, in_png, in_tiff
+from synth_common.release.exif import in_tiff
+from synth_common.release.identifiers import Found, Kind, in_name
+from synth_common.release.image_headers import in_jpeg, in_png
 from synth_common.release.png import SIGNATURE
 
 _MOST_BYTES = 1_000_000_000
@@ -29,13 +31,18 @@ _MAGIC: Mapping[bytes, str] = {
     b"\xff\xd8\xff": "jpeg",
     b"II*\0": "tiff",
     b"MM\0*": "tiff",
+    b"II+\0": "tiff",
+    b"MM\0+": "tiff",
 }
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+# Data sets without preamble begin with group 0002 or 0008, in which elements are below 0100.
+_DICOM_BEGINS = frozenset(bytes((group, 0, low, 0)) for group in (2, 8) for low in (0, 1, 5, 8, 22))
 _READERS: Mapping[str, Callable[[bytes], Iterator[Found]]] = {
     "png": in_png,
     "jpeg": in_jpeg,
     "tiff": in_tiff,
 }
-_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom"))
 
 
 @dataclass(frozen=True)
@@ -83,14 +90,10 @@ def scan(target: Path, allowed: Sequence[str] = (), pixels: bool = True) -> Scan
     """
     if not target.exists():
         raise ConfigError(f"{target}: there is no such file or folder")
-    paths = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else [target]
-    if not paths:
+    findings: list[Finding] = []
+    paths = list(_below(target, findings)) if target.is_dir() else [target]
+    if not paths and not findings:
         raise ConfigError(f"{target} holds no file")
-    findings = [
-        Finding(p.relative_to(target).as_posix(), "unreadable", "folder", "a link, not followed")
-        for p in (sorted(target.rglob("*")) if target.is_dir() else ())
-        if p.is_symlink() and p.is_dir()
-    ]
     scanned: dict[str, int] = {}
     skipped: dict[str, int] = {}
     seen: set[str] = set()
@@ -99,18 +102,41 @@ def scan(target: Path, allowed: Sequence[str] = (), pixels: bool = True) -> Scan
         findings += _in_path(name, seen)
         try:
             kind = _kind(path)
-        except DataError as err:
-            findings.append(Finding(name, "unreadable", "file", str(err)))
-            kind = None
+            if kind is not None:
+                found = [*_in_header(path, kind), *(_in_pixels(path, kind) if pixels else ())]
+                findings += [Finding(name, *one) for one in found]
+        except (OSError, DataError) as err:
+            why = err.strerror or type(err).__name__ if isinstance(err, OSError) else str(err)
+            findings.append(Finding(name, "unreadable", "file", why))
+            continue
         if kind is None:
             ending = path.suffix.lower() or "no ending"
             skipped[ending] = skipped.get(ending, 0) + 1
-            continue
-        scanned[kind] = scanned.get(kind, 0) + 1
-        found = [*_in_header(path, kind), *(_in_pixels(path, kind) if pixels else ())]
-        findings += [Finding(name, *one) for one in found]
+        else:
+            scanned[kind] = scanned.get(kind, 0) + 1
     kept = [finding for finding in findings if finding.value not in allowed]
     return Scan(kept, scanned, skipped)
+
+
+def _below(folder: Path, findings: list[Finding]) -> Iterator[Path]:
+    """All files below a folder in order; what cannot be entered is a finding."""
+
+    def missed(path: Path, why: str) -> None:
+        name = path.relative_to(folder).as_posix()
+        findings.append(Finding(name, "unreadable", "folder", why))
+
+    walk = os.walk(folder, onerror=lambda err: missed(Path(err.filename), err.strerror or "error"))
+    paths: list[Path] = []
+    for at, folders, files in walk:
+        for name in sorted((*folders, *files)):
+            path = Path(at, name)
+            if path.is_file():
+                paths.append(path)
+            elif path.is_symlink():
+                missed(path, "a link that is not followed")
+            elif not path.is_dir():
+                missed(path, "neither a file nor a folder")
+    yield from sorted(paths)
 
 
 def _in_path(name: str, seen: set[str]) -> Iterator[Finding]:
@@ -132,22 +158,19 @@ def _kind(path: Path) -> str | None:
     """What a file is by its first bytes; None for what is not looked into.
 
     Raises:
-        DataError: It cannot be read, is too large, or its ending promises what it is not.
+        DataError: It should be looked into and cannot be.
+        OSError: It cannot be read.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as handle:
-            head = handle.read(132)
-    except OSError as err:
-        raise DataError(f"cannot be read: {err.strerror}") from err
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    kind = "dicom" if head[128:132] == b"DICM" else kind
-    if kind is not None and size > _MOST_BYTES:
-        raise DataError(f"larger than {_MOST_BYTES:,} bytes, and not looked into")
-    bare = head[:2] in (b"\x02\0", b"\x08\0") and head[4:6].isalpha() and head[4:6].isupper()
-    if kind is None and (bare or path.suffix.lower() in _ENDINGS):
-        like = "DICOM without its preamble" if bare else f"named {path.suffix}, and is no such file"
-        raise DataError(f"not looked into: {like}")
+    with path.open("rb") as handle:
+        head = handle.read(132)
+    is_dicom = head[128:132] == b"DICM"
+    kind = "dicom" if is_dicom else next((k for m, k in _MAGIC.items() if head.startswith(m)), None)
+    if kind is None and (path.suffix.lower() in _DICOM_ENDINGS or head[:4] in _DICOM_BEGINS):
+        raise DataError("DICOM without the preamble of PS3.10, section 7.1: not looked into")
+    if kind is None and path.suffix.lower() in _PICTURES:
+        raise DataError(f"named {path.suffix}, and is no such picture: not looked into")
+    if kind is not None and path.stat().st_size > _MOST_BYTES:
+        raise DataError(f"more than {_MOST_BYTES:,} bytes: not looked into")
     return kind
 
 
@@ -164,28 +187,30 @@ def _in_header(path: Path, kind: str) -> Iterator[Found]:
 def _in_pixels(path: Path, kind: str) -> Iterator[Found]:
     """Marks near the border that look like text."""
     try:
-        lines = text_like(_grey(path, kind))
+        for page, image in enumerate(_greys(path, kind)):
+            place = f"pixels of page {page + 1}" if page else "pixels"
+            for top, bottom, left, right in text_like(image):
+                yield "burned-in text", place, f"rows {top}-{bottom}, columns {left}-{right}"
     except Exception as err:  # decoders meet hostile bytes with a dozen exception types
         yield "unreadable", "pixels", f"not looked at: {type(err).__name__}"
-        return
-    for top, bottom, left, right in lines:
-        yield "burned-in text", "pixels", f"rows {top}-{bottom}, columns {left}-{right}"
 
 
-def _grey(path: Path, kind: str) -> npt.NDArray[np.float64]:
-    """The first frame as (H, W) grey values, in whatever range."""
+def _greys(path: Path, kind: str) -> Iterator[npt.NDArray[np.float64]]:
+    """Every page, or of DICOM the first frame, as (H, W) grey values, in whatever range."""
     if kind == "dicom":
         from synth_common.release.dicom_headers import grey_frame
 
-        return grey_frame(path)
-    from PIL import Image
+        yield grey_frame(path)
+        return
+    from PIL import Image, ImageSequence
 
-    Image.init()
+    Image.init()  # Pillow knows TIFF only when all its formats are loaded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of size, which is judged here
         with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG", "TIFF")) as picture:
-            if picture.width * picture.height > _MOST_PIXELS:
-                raise ValueError("too large")
-            mode = "L" if picture.mode in ("1", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr") else None
-            grey = picture.convert(mode) if mode else picture
-            return np.asarray(grey, dtype=np.float64).reshape(picture.height, picture.width)
+            for page in ImageSequence.Iterator(picture):
+                if page.width * page.height > _MOST_PIXELS:
+                    raise ValueError("too large")
+                convert = page.mode in ("1", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
+                grey = page.convert("L") if convert else page
+                yield np.asarray(grey, dtype=np.float64).reshape(page.height, page.width)

@@ -71,42 +71,66 @@ def chunks(content: bytes) -> Iterator[Chunk]:
         yield Chunk("trailing", content[at:])
 
 
+@dataclass(frozen=True)
+class Text:
+    """What a text chunk holds.
+
+    Attributes:
+        keyword: What it is called.
+        text: The text itself.
+        also: Language and translated keyword, which iTXt alone has.
+        hidden: Bytes after the end of the compressed text.
+    """
+
+    keyword: str
+    text: str
+    also: str = ""
+    hidden: bytes = b""
+
+
 def text_of(chunk: Chunk) -> tuple[str, str]:
     """Keyword and text of a tEXt, zTXt or iTXt chunk.
 
     Raises:
         DataError: It cannot be read, or unfolds to more than 4 MB.
     """
+    whole = whole_text(chunk)
+    return whole.keyword, whole.text
+
+
+def whole_text(chunk: Chunk) -> Text:
+    """All that a tEXt, zTXt or iTXt chunk holds.
+
+    Raises:
+        DataError: It cannot be read, or unfolds to more than 4 MB.
+    """
+    also, hidden = "", b""
     try:
         keyword, rest = chunk.data.split(b"\0", 1)
         if chunk.kind == "zTXt":
-            body = _unfold(rest[1:])
+            body, hidden = unfold(rest[1:])
         elif chunk.kind == "iTXt":
-            _, _, text = rest[2:].split(b"\0", 2)  # language, translated keyword, text
-            body = _unfold(text) if rest[0] else text
-            return keyword.decode("latin-1"), body.decode("utf-8", errors="replace")
+            language, translated, text = rest[2:].split(b"\0", 2)
+            body, hidden = unfold(text) if rest[0] else (text, b"")
+            also = b" ".join((language, translated)).decode("utf-8", errors="replace").strip()
+            word = keyword.decode("latin-1")
+            return Text(word, body.decode("utf-8", errors="replace"), also, hidden)
         else:
             body = rest
     except (ValueError, IndexError, zlib.error) as err:
         raise DataError(f"a {chunk.kind} chunk cannot be read: {err}") from err
-    return keyword.decode("latin-1"), body.decode("latin-1")
+    return Text(keyword.decode("latin-1"), body.decode("latin-1"), also, hidden)
 
 
-def _unfold(data: bytes) -> bytes:
-    """Inflate, but not without end."""
+def unfold(data: bytes) -> tuple[bytes, bytes]:
+    """Inflate, but not without end; and the bytes after the end of the compressed ones.
+
+    Raises:
+        DataError: It unfolds to more than 4 MB.
+        zlib.error: It is damaged.
+    """
     tool = zlib.decompressobj()
     body = tool.decompress(data, _MOST_TEXT)
     if tool.unconsumed_tail:
         raise DataError(f"a compressed text unfolds to more than {_MOST_TEXT:,} bytes")
-    if tool.unused_data or not tool.eof:
-        raise DataError("bytes stand after a compressed text, or it is cut short")
-    return body
-
-
-def beside_text(chunk: Chunk) -> str:
-    """Language and translated keyword of an iTXt chunk; the name of an iCCP or sPLT chunk."""
-    keyword, _, rest = chunk.data.partition(b"\0")
-    if chunk.kind != "iTXt":
-        return keyword.decode("latin-1")
-    language, _, rest = rest[2:].partition(b"\0")
-    return b" ".join((language, rest.partition(b"\0")[0])).decode("utf-8", "replace").strip()
+    return body, tool.unused_data
